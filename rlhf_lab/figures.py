@@ -1,0 +1,350 @@
+"""Every figure of the report and the lessons: data in, matplotlib Figure out, nothing else touched.
+
+No pyplot: a figure opens no window and leaves no setting behind, and looks the same whatever theme is set. A model has
+one colour, marker and hatch throughout (Okabe and Ito's palette, jfly.uni-koeln.de/color), so a figure can also be read
+in grey. `alt_text(figure)` is a sentence with its numbers, for who cannot see it.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import io
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib.style
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from rlhf_lab.evaluate import CalibrationCurve, Interval
+
+
+class Look(NamedTuple):
+    """How one model is drawn, everywhere."""
+
+    label: str
+    colour: str
+    marker: str
+    hatch: str
+
+
+LOOKS = {
+    "base": Look("Base", "#999999", "s", ""),
+    "sft": Look("SFT", "#0072B2", "o", "//"),
+    "reward": Look("Reward model", "#CC79A7", "P", "xx"),
+    "ppo": Look("PPO", "#D55E00", "^", "\\\\"),
+    "dpo": Look("DPO", "#009E73", "D", ".."),
+}
+SPARE_LOOKS = (("#E69F00", "v", "++"), ("#56B4E9", "X", "oo"), ("#F0E442", "p", "**"))
+INK = "#222222"
+FAINT = "#767676"  # 4.5:1 on white
+
+STYLE = {
+    "figure.dpi": 110,
+    "figure.constrained_layout.use": True,
+    "savefig.dpi": 150,
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e3e3e3",
+    "grid.linewidth": 0.8,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+    "hatch.color": "white",
+    "hatch.linewidth": 1.0,
+}
+ERROR_BARS = {"ecolor": INK, "elinewidth": 1.3, "capsize": 3, "capthick": 1.3}
+
+
+class LabFigure(Figure):
+    """A Figure with its alt text, which shows itself as the last line of a notebook cell without pyplot."""
+
+    rlhf_alt: str = ""
+
+    def _repr_mimebundle_(self, include=None, exclude=None) -> tuple[dict, dict]:
+        png = base64.b64encode(to_png(self)).decode("ascii")
+        return {"image/png": png, "text/plain": self.rlhf_alt}, {"image/png": {"alt": self.rlhf_alt}}
+
+
+def alt_text(figure: Figure) -> str:
+    """One or two sentences that say what the figure shows, numbers included."""
+    return getattr(figure, "rlhf_alt", "")
+
+
+def to_png(figure: Figure) -> bytes:
+    """The figure as PNG, the same bytes for the same figure."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=STYLE["savefig.dpi"], facecolor="white", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write the figure to `path` as PNG, its alt text in the file as the description."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    metadata = {"Software": None, "Description": alt_text(figure)}
+    figure.savefig(path, format="png", dpi=STYLE["savefig.dpi"], facecolor="white", metadata=metadata)
+    return path
+
+
+def look(model: str) -> Look:
+    """The look of a model. A name not in LOOKS gets a spare one by its letters, always the same."""
+    if model in LOOKS:
+        return LOOKS[model]
+    return Look(model, *SPARE_LOOKS[sum(map(ord, model)) % len(SPARE_LOOKS)])
+
+
+def _styled(draw: Callable[..., LabFigure]) -> Callable[..., LabFigure]:
+    """Draw with our style and nothing of the reader's (a dark theme, say), and leave theirs as it was."""
+
+    @functools.wraps(draw)
+    def styled(*args, **kwargs) -> LabFigure:
+        with matplotlib.style.context(["default", STYLE]):
+            return draw(*args, **kwargs)
+
+    return styled
+
+
+@_styled
+def gold_by_attribute(
+    attributes: Sequence[str],
+    means: Mapping[str, Mapping[str, Interval]],
+    *,
+    ylabel: str = "mean gold reward (points)",
+) -> LabFigure:
+    """Grouped bars: for each attribute, the mean of each model with its 95 % interval.
+
+    `means` is model -> attribute -> Interval; an attribute that a model lacks leaves a gap.
+    """
+    figure, axes = _figure(max(6.5, 1.0 + 1.25 * len(attributes)), 3.8)
+    width = 0.8 / max(1, len(means))
+    for index, (model, by_attribute) in enumerate(means.items()):
+        at = [i + (index - (len(means) - 1) / 2) * width for i, name in enumerate(attributes) if name in by_attribute]
+        intervals = [by_attribute[name] for name in attributes if name in by_attribute]
+        _bars(axes, at, intervals, width * 0.92, look(model))
+    axes.set_xticks(range(len(attributes)), [name.replace("_", " ") for name in attributes])
+    axes.tick_params(axis="x", length=0)
+    axes.grid(axis="x", visible=False)
+    axes.axhline(0, color=FAINT, linewidth=1)
+    axes.set_xlabel("attribute of the reply")
+    axes.set_ylabel(ylabel)
+    _legend_above(figure, axes)
+    told = [
+        f"{name.replace('_', ' ')}: "
+        + ", ".join(f"{look(m).label} {means[m][name].value:.2f}" for m in means if name in means[m])
+        for name in attributes
+    ]
+    return _described(figure, f"Bars of the {ylabel} by attribute, with 95 % intervals. {'; '.join(told)}.")
+
+
+@_styled
+def win_rates(rates: Mapping[str, Interval], *, baseline: str = "SFT", n: int | None = None) -> LabFigure:
+    """Each model's share of prompts won against the baseline (ties half), with the line of no difference at 0.5."""
+    figure, axes = _figure(6.5, 1.5 + 0.55 * len(rates))
+    for row, (model, rate) in enumerate(rates.items()):
+        style = look(model)
+        axes.errorbar(
+            rate.value, row, xerr=_spread([rate]), fmt=style.marker, color=style.colour, markersize=9, **ERROR_BARS
+        )
+        axes.annotate(str(rate), (rate.value, row), (0, 9), textcoords="offset points", ha="center", va="bottom")
+    axes.axvline(0.5, color=FAINT, linestyle="--", linewidth=1.2)
+    axes.annotate(
+        "no difference", (0.5, 1), (4, -3), xycoords=axes.get_xaxis_transform(), textcoords="offset points",
+        color=FAINT, va="top", fontsize=9,
+    )  # fmt: skip
+    axes.set_yticks(range(len(rates)), [look(model).label for model in rates])
+    axes.set_ylim(len(rates) - 0.5, -0.75)
+    axes.set_xlim(0, 1.03)
+    axes.grid(axis="y", visible=False)
+    prompts = "held-out prompts" if n is None else f"{n:,} held-out prompts"
+    axes.set_xlabel(f"share of {prompts} won against {baseline} (ties half, 95 % interval)")
+    axes.set_ylabel("model")
+    told = ", ".join(f"{look(model).label} {rate}" for model, rate in rates.items())
+    return _described(figure, f"Win rate against {baseline} on {prompts}, 0.5 being no difference: {told}.")
+
+
+@_styled
+def learning_curves(curves: Mapping[str, Mapping], *, columns: int = 3) -> LabFigure:
+    """Small multiples: one panel for each entry of title -> {"x", "y", "xlabel", "ylabel"}.
+
+    An entry may also have "model", whose colour it takes, and "held_out", a pair (x, y) drawn as points over the line.
+    Values that are not finite leave a gap. From 40 points on, a running mean stands in front of the raw line.
+    """
+    columns = 2 if len(curves) == 4 else min(columns, max(1, len(curves)))
+    rows = -(-len(curves) // columns)
+    figure, grid = _figure(max(4.2, 3.1 * columns), 2.6 * rows, rows, columns)
+    grid = np.atleast_1d(grid)
+    told = []
+    for axes, (title, curve) in zip(grid, curves.items(), strict=False):
+        x, y = np.asarray(curve["x"], dtype=float), np.asarray(curve["y"], dtype=float)
+        style = look(curve.get("model", "sft"))
+        smooth = _running_mean(y) if len(y) >= 40 else None
+        if smooth is not None:
+            axes.plot(x, y, color=style.colour, alpha=0.35, linewidth=0.9)
+        marker = style.marker if len(y) <= 12 else None
+        axes.plot(
+            x, y if smooth is None else smooth, color=style.colour, marker=marker, linewidth=1.8, label="training"
+        )
+        if curve.get("held_out") is not None:
+            axes.plot(*curve["held_out"], style.marker, color=INK, markersize=5, linestyle=":", label="held out")
+            axes.legend(fontsize=8.5, handlelength=1.4)
+        axes.set_title(title)
+        axes.set_xlabel(curve["xlabel"])
+        axes.set_ylabel(curve["ylabel"])
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
+        finite = y[np.isfinite(y)]
+        if len(finite):
+            told.append(f"{title} from {finite[0]:.3g} to {finite[-1]:.3g}")
+    for axes in grid[len(curves) :]:
+        axes.remove()
+    return _described(figure, f"Learning curves: {'; '.join(told)}.")
+
+
+@_styled
+def kl_and_reward(
+    points: Mapping[str, tuple[Interval, Interval]],
+    *,
+    reference: str = "SFT",
+    ylabel: str = "mean gold reward (points)",
+) -> LabFigure:
+    """What each model gained against how far it moved: gold reward over KL, both with 95 % intervals."""
+    figure, axes = _figure(6.5, 3.9)
+    for model, (kl, gold) in points.items():
+        style = look(model)
+        axes.errorbar(
+            kl.value, gold.value, xerr=_spread([kl]), yerr=_spread([gold]),
+            fmt=style.marker, color=style.colour, markersize=9, label=style.label, **ERROR_BARS,
+        )  # fmt: skip
+        axes.annotate(style.label, (kl.value, gold.value), (9, 7), textcoords="offset points", weight="bold")
+    axes.margins(x=0.16, y=0.16)
+    lowest, highest = min(kl.low for kl, _ in points.values()), axes.get_xlim()[1]
+    axes.set_xlim(left=min(0.0, lowest) - 0.04 * highest)
+    axes.set_xlabel(f"KL from {reference} (nats a reply)")
+    axes.set_ylabel(ylabel)
+    told = "; ".join(f"{look(m).label}: KL {kl}, gold {gold}" for m, (kl, gold) in points.items())
+    return _described(figure, f"Gold reward over the KL divergence from {reference} in nats a reply. {told}.")
+
+
+@_styled
+def calibration(curve: CalibrationCurve | Mapping[str, Sequence[float]], *, ece: float | None = None) -> LabFigure:
+    """Observed share preferred over the predicted probability, with the diagonal, over the count of each bin."""
+    if not isinstance(curve, Mapping):
+        curve = curve.as_dict()
+    predicted, observed = np.asarray(curve["predicted"], dtype=float), np.asarray(curve["observed"], dtype=float)
+    count, centre = np.asarray(curve["count"], dtype=float), np.asarray(curve["centre"], dtype=float)
+    figure, (upper, lower) = _figure(5.0, 4.8, 2, 1, sharex=True, height_ratios=(3.4, 1))
+    style = LOOKS["reward"]
+    upper.plot([0, 1], [0, 1], color=FAINT, linestyle="--", linewidth=1.2, label="calibrated")
+    upper.plot(
+        predicted, observed, marker=style.marker, color=style.colour, linewidth=1.8, markersize=8, label=style.label
+    )
+    upper.legend(loc="upper left")
+    upper.set_ylim(-0.04, 1.04)
+    upper.set_ylabel("observed share preferred")
+    if ece is not None:
+        upper.annotate(f"ECE {ece:.3f}", (0.97, 0.06), xycoords="axes fraction", ha="right", weight="bold")
+    width = 0.9 * (np.diff(centre).min() if len(centre) > 1 else 0.1)
+    lower.bar(centre, count, width=width, color=style.colour, hatch=style.hatch)
+    lower.set_xlim(0, 1)
+    lower.set_ylabel("predictions")
+    lower.set_xlabel("predicted probability that a reply is preferred")
+    told = ", ".join(f"{o:.2f} at {p:.2f}" for p, o in zip(predicted, observed, strict=True))
+    error = "" if ece is None else f" Expected calibration error {ece:.3f}."
+    return _described(figure, f"Calibration: observed share preferred at each predicted probability: {told}.{error}")
+
+
+@_styled
+def lengths(values: Mapping[str, Sequence[int]], *, unit: str = "tokens") -> LabFigure:
+    """The spread of reply lengths of each model: box from quartile to quartile, whiskers from 5 % to 95 %, mean dot."""
+    figure, axes = _figure(6.5, 1.3 + 0.55 * len(values))
+    told = []
+    for row, (model, sample) in enumerate(values.items()):
+        style = look(model)
+        box = axes.boxplot(
+            np.asarray(sample, dtype=float), positions=[row], orientation="horizontal", widths=0.55, whis=(5, 95),
+            showfliers=False, showmeans=True, patch_artist=True, manage_ticks=False,
+            medianprops={"color": INK, "linewidth": 2},
+            meanprops={"marker": "o", "markerfacecolor": "white", "markeredgecolor": INK, "markersize": 6},
+        )  # fmt: skip
+        box["boxes"][0].set(facecolor=style.colour, edgecolor=INK, hatch=style.hatch)
+        told.append(f"{look(model).label} {np.mean(sample):.1f}, median {np.median(sample):.0f}")
+    axes.set_yticks(range(len(values)), [look(model).label for model in values])
+    axes.set_ylim(len(values) - 0.5, -0.5)
+    axes.set_xlim(left=0)
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel(f"length of a reply ({unit}; box: quartiles, whiskers: 5 % to 95 %, dot: mean)")
+    axes.set_ylabel("model")
+    return _described(figure, f"Reply lengths in {unit}, means: {'; '.join(told)}.")
+
+
+@_styled
+def stage_costs(seconds: Mapping[str, float], peak_mb: Mapping[str, float]) -> LabFigure:
+    """Wall-clock seconds and peak memory (MB) of each stage, side by side. A "total" is left out."""
+    stages = [stage for stage in dict.fromkeys([*seconds, *peak_mb]) if stage != "total"]
+    figure, panels = _figure(7.5, 1.2 + 0.38 * len(stages), 1, 2, sharey=True)
+    told = []
+    for axes, costs, label in zip(panels, (seconds, peak_mb), ("seconds", "peak memory (MB)"), strict=True):
+        for row, stage in enumerate(stages):
+            if stage in costs:
+                style = LOOKS.get(stage, LOOKS["base"])
+                axes.barh(row, costs[stage], height=0.66, color=style.colour, hatch=style.hatch)
+                axes.annotate(
+                    f"{costs[stage]:,.0f}", (costs[stage], row), (4, 0), textcoords="offset points", va="center"
+                )
+        axes.set_xlabel(label)
+        axes.margins(x=0.2)
+        axes.grid(axis="y", visible=False)
+        axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+        told.append(f"{label}: " + ", ".join(f"{stage} {costs[stage]:,.0f}" for stage in stages if stage in costs))
+    panels[0].set_yticks(range(len(stages)), [LOOKS[s].label if s in LOOKS else s for s in stages])
+    panels[0].set_ylim(len(stages) - 0.5, -0.5)
+    panels[0].set_ylabel("stage")
+    return _described(figure, f"What each stage cost. {'; '.join(told)}.")
+
+
+def _figure(width: float, height: float, rows: int = 1, columns: int = 1, **subplots):
+    """A figure of that size in inches, and its axes: one, or an array (rows * columns,)."""
+    figure = LabFigure(figsize=(width, height))
+    axes = figure.subplots(rows, columns, squeeze=False, **subplots).ravel()
+    return figure, axes[0] if len(axes) == 1 else axes
+
+
+def _described(figure: LabFigure, text: str) -> LabFigure:
+    figure.rlhf_alt = text
+    return figure
+
+
+def _spread(intervals: Sequence[Interval]) -> np.ndarray:
+    """Distances (2, n) from value to low and to high, as errorbar takes them; never below 0."""
+    below = [max(0.0, interval.value - interval.low) for interval in intervals]
+    above = [max(0.0, interval.high - interval.value) for interval in intervals]
+    return np.array([below, above])
+
+
+def _bars(axes, at: Sequence[float], intervals: Sequence[Interval], width: float, style: Look) -> None:
+    heights = [interval.value for interval in intervals]
+    axes.bar(at, heights, width=width, color=style.colour, hatch=style.hatch, label=style.label)
+    axes.errorbar(at, heights, yerr=_spread(intervals), fmt="none", **ERROR_BARS)
+
+
+def _legend_above(figure: LabFigure, axes) -> None:
+    handles, names = axes.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper left", ncols=max(1, len(names)), handlelength=1.6)
+
+
+def _running_mean(values: np.ndarray) -> np.ndarray:
+    """Centred mean over a twentieth of the curve, narrower at its ends; what is not finite is left out of it."""
+    half = max(2, len(values) // 40)
+    windows = [values[max(0, i - half) : i + half + 1] for i in range(len(values))]
+    return np.array([np.mean(w[np.isfinite(w)]) if np.isfinite(w).any() else np.nan for w in windows])

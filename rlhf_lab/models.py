@@ -1,0 +1,158 @@
+"""Load a tokenizer, a policy, a reward model for a profile, and save what training made. Safetensors only."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rlhf_lab.checks import check_model_dir, check_tokenizer
+from rlhf_lab.errors import UserError
+from rlhf_lab.profiles import REPO_ROOT, Profile
+
+if TYPE_CHECKING:
+    import torch
+    from peft import LoraConfig
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def resolve(model: str | Path) -> str:
+    """A folder of the working directory or of the repo as an absolute path; anything else is a hub id."""
+    for candidate in (Path(model), REPO_ROOT / model):
+        if candidate.is_dir():
+            return str(candidate.resolve())
+    return str(model)
+
+
+def adapter_base(path: str | Path) -> str | None:
+    """The model that the adapter at `path` sits on, or None where `path` holds a whole model."""
+    config = Path(path) / "adapter_config.json"
+    if not config.is_file():
+        return None
+    base = json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    # A folder of ours is named relative to the adapter, so that runs/ can be moved as a whole.
+    beside = (Path(path) / base).resolve()
+    return str(beside) if beside.is_dir() else base
+
+
+def load_tokenizer(path: str | Path, for_chat: bool = True) -> PreTrainedTokenizerBase:
+    """The tokenizer of `path`, checked. Raises UserError for no chat template, pad = eos, or a double BOS."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    check_tokenizer(tokenizer, str(path), for_chat=for_chat)
+    return tokenizer
+
+
+def _load_arguments(profile: Profile) -> dict:
+    import torch
+
+    arguments = {"dtype": getattr(torch, profile.dtype), "use_safetensors": True, "trust_remote_code": False}
+    if profile.quantisation == "nf4":
+        from transformers import BitsAndBytesConfig
+
+        arguments["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=getattr(torch, profile.dtype),
+        )
+    if profile.needs_gpu:
+        arguments["device_map"] = {"": 0}
+    return arguments
+
+
+def load_policy(path: str | Path, profile: Profile) -> PreTrainedModel:
+    """The causal Llama at `path`. An adapter folder is merged into its base: ready to generate, not to train."""
+    from transformers import AutoModelForCausalLM
+
+    base = adapter_base(path)
+    if base is None:
+        if Path(path).is_dir():
+            check_model_dir(path)
+        return AutoModelForCausalLM.from_pretrained(path, **_load_arguments(profile))
+    from peft import PeftModel
+
+    model = PeftModel.from_pretrained(load_policy(base, profile), path)
+    return model.merge_and_unload()
+
+
+def load_reward_model(path: str | Path, profile: Profile) -> PreTrainedModel:
+    """A Llama with one score head: fresh on a causal model's body, or an adapter that a reward stage trained."""
+    from transformers import AutoModelForSequenceClassification
+
+    base = adapter_base(path)
+    model = AutoModelForSequenceClassification.from_pretrained(base or path, num_labels=1, **_load_arguments(profile))
+    if base is None:
+        return model
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(model, path).merge_and_unload()
+
+
+def lora_config(profile: Profile, task_type: str, tokenizer=None, **overrides) -> LoraConfig:
+    """LoRA as the profile says. A reward model also trains its new score head, which LoRA would leave at random."""
+    from peft import LoraConfig
+
+    settings = {
+        "r": profile.lora_r,
+        "lora_alpha": profile.lora_alpha,
+        "target_modules": list(profile.lora_targets),
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "task_type": task_type,
+    }
+    if task_type == "SEQ_CLS":
+        settings["modules_to_save"] = ["score"]
+    if tokenizer is not None and profile.train_chat_tokens:
+        # No text of the base model held the template's tokens. Their embeddings are noise until SFT trains them.
+        chat_tokens = [t for t in tokenizer.all_special_tokens if t not in (tokenizer.pad_token, tokenizer.bos_token)]
+        chat_tokens += ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+        ids = sorted({tokenizer.convert_tokens_to_ids(token) for token in chat_tokens})
+        settings["trainable_token_indices"] = {"embed_tokens": ids}
+    return LoraConfig(**{**settings, **overrides})
+
+
+def save_adapter(model, tokenizer, base: str | Path, output: Path) -> None:
+    """Save a trained adapter, naming a local base relative to `output`."""
+    model.save_pretrained(output, safe_serialization=True)
+    tokenizer.save_pretrained(output)
+    if Path(base).is_dir():
+        import os
+
+        config_file = output / "adapter_config.json"
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+        config["base_model_name_or_path"] = os.path.relpath(Path(base).resolve(), output.resolve())
+        config_file.write_text(json.dumps(config, indent=2), encoding="utf-8")
+
+
+def merge_and_save(base: str | Path, adapter_model, tokenizer, profile: Profile, output: Path) -> None:
+    """Fold a trained adapter into its base and save one whole model.
+
+    A 4-bit base is loaded again in the profile's dtype first: adapters are merged into what the base was, not into
+    its rounding.
+    """
+    if profile.quantisation is None:
+        merged = adapter_model.merge_and_unload()
+    else:
+        import torch
+        from peft import PeftModel
+        from transformers import AutoModelForCausalLM
+
+        adapter_dir = output / "adapter"
+        adapter_model.save_pretrained(adapter_dir)
+        whole = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, profile.dtype), use_safetensors=True)
+        merged = PeftModel.from_pretrained(whole, adapter_dir).merge_and_unload()
+    merged.save_pretrained(output)
+    tokenizer.save_pretrained(output)
+
+
+def device_of(model) -> torch.device:
+    """Where the model's weights are."""
+    return next(model.parameters()).device
+
+
+def require_llama(model, where: str) -> None:
+    """Raise UserError unless `model` is a Llama."""
+    if model.config.model_type != "llama":
+        raise UserError(f"this is a {model.config.model_type}, not a Llama", where=where, fix="Pass a Llama model")

@@ -1,0 +1,184 @@
+"""The four models of RLHF: policy, reference, value and reward.
+
+With LoRA all four stand on one base. The policy is an adapter; the reference is the base with every adapter off; value
+and reward are an adapter each and a linear head. Without LoRA they are separate models, as in TRL 1.12.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from rlhf_lab.errors import UserError
+
+
+def position_ids(attention_mask: Tensor) -> Tensor:
+    """Positions that count tokens, not padding, so that padding on either side changes nothing."""
+    return (attention_mask.cumsum(-1) - 1).clamp(min=0)
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """A log-prob must be the same each time it is computed, else the ratio is noise before the first update."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+
+
+def _hidden_states(backbone: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    return backbone(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        position_ids=position_ids(attention_mask),
+        use_cache=False,
+    ).last_hidden_state  # (batch, seq, hidden)
+
+
+class SeparateRoles(nn.Module):
+    """Up to four separate models. Without a reference model, the policy must be a PeftModel."""
+
+    def __init__(
+        self, policy, reference, value, reward, ref_adapter: str | None = None, adapter: str = "default"
+    ) -> None:
+        super().__init__()
+        self.policy, self.value, self.reference, self.reward = policy, value, reference, reward
+        self.ref_adapter, self.adapter = ref_adapter, adapter
+        for frozen in (reference, reward):
+            if frozen is not None:
+                frozen.requires_grad_(False)
+
+    def logits(self, input_ids: Tensor, attention_mask: Tensor, n_last: int) -> Tensor:
+        """The policy's logits at the last `n_last` positions: (batch, n_last, vocab)."""
+        return _logits(self.policy, input_ids, attention_mask, n_last)
+
+    def reference_logits(self, input_ids: Tensor, attention_mask: Tensor, n_last: int) -> Tensor:
+        """The reference's logits at the last `n_last` positions."""
+        if self.reference is not None:
+            return _logits(self.reference, input_ids, attention_mask, n_last)
+        if self.ref_adapter is None:
+            with self.policy.disable_adapter():
+                return _logits(self.policy, input_ids, attention_mask, n_last)
+        self.policy.set_adapter(self.ref_adapter)
+        try:
+            return _logits(self.policy, input_ids, attention_mask, n_last)
+        finally:
+            self.policy.set_adapter(self.adapter)
+
+    def values(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """The value at every position: (batch, seq)."""
+        backbone = getattr(self.value, self.value.base_model_prefix)
+        return self.value.score(_hidden_states(backbone, input_ids, attention_mask)).squeeze(-1)
+
+    def scores(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """The reward model's score at the last token of each row: (batch,)."""
+        backbone = getattr(self.reward, self.reward.base_model_prefix)
+        hidden = _hidden_states(backbone, input_ids, attention_mask)
+        return self.reward.score(_at_last_token(hidden, attention_mask)).squeeze(-1).float()
+
+    def value_module(self) -> nn.Module:
+        """What the value trains, beside the policy."""
+        return self.value
+
+
+def _logits(model, input_ids: Tensor, attention_mask: Tensor, n_last: int) -> Tensor:
+    return model(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        position_ids=position_ids(attention_mask),
+        use_cache=False,
+        logits_to_keep=n_last,
+    ).logits
+
+
+def _at_last_token(hidden: Tensor, attention_mask: Tensor) -> Tensor:
+    """(batch, seq, hidden) -> (batch, hidden): the state at each row's last token, padding on either side."""
+    last = attention_mask.shape[1] - 1 - attention_mask.flip(1).int().argmax(dim=1)
+    return hidden[torch.arange(len(hidden), device=hidden.device), last]
+
+
+class OneBaseRoles(nn.Module):
+    """Four roles on the base of one PeftModel, whose adapter "default" is the policy."""
+
+    def __init__(self, policy, reward_adapter: str | Path | None, peft_config) -> None:
+        super().__init__()
+        self.policy = policy
+        hidden_size = policy.config.get_text_config().hidden_size
+        # Heads stay in fp32: a value is a regression, and half precision rounds it to steps.
+        self.value_head = nn.Linear(hidden_size, 1, bias=False)
+        nn.init.zeros_(self.value_head.weight)
+        self.reward_head = None
+        if reward_adapter is None:
+            policy.add_adapter("value", peft_config)
+        else:
+            # The value starts as the reward model (Stiennon et al. 2020): it knows what will be scored well.
+            for name in ("reward", "value"):
+                head = _load_head_and_adapter(policy, reward_adapter, name)
+            self.reward_head = nn.Linear(hidden_size, 1, bias=False)
+            self.reward_head.weight.data.copy_(head)
+            self.value_head.weight.data.copy_(head)
+            self.reward_head.requires_grad_(False)
+        self.to(next(policy.parameters()).device)
+        disable_dropout(policy)
+        self._layers = [module for module in policy.modules() if hasattr(module, "lora_A")]
+        for name, parameter in policy.named_parameters():
+            parameter.requires_grad = ".default." in name or ".value." in name
+
+    @contextmanager
+    def _adapter(self, name: str) -> Iterator[None]:
+        """Make `name` the active adapter. PEFT's set_adapter would also freeze the others; this only switches."""
+        for layer in self._layers:
+            layer._active_adapter = [name]
+        try:
+            yield
+        finally:
+            for layer in self._layers:
+                layer._active_adapter = ["default"]
+
+    def _hidden(self, adapter: str, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        model = self.policy.get_base_model()
+        with self._adapter(adapter):
+            return _hidden_states(getattr(model, model.base_model_prefix), input_ids, attention_mask)
+
+    def logits(self, input_ids: Tensor, attention_mask: Tensor, n_last: int) -> Tensor:
+        """The policy's logits at the last `n_last` positions: (batch, n_last, vocab)."""
+        return _logits(self.policy, input_ids, attention_mask, n_last)
+
+    def reference_logits(self, input_ids: Tensor, attention_mask: Tensor, n_last: int) -> Tensor:
+        """The reference's logits: the base's, adapters off."""
+        with self.policy.disable_adapter():
+            return _logits(self.policy, input_ids, attention_mask, n_last)
+
+    def values(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """The value at every position: (batch, seq)."""
+        return self.value_head(self._hidden("value", input_ids, attention_mask).float()).squeeze(-1)
+
+    def scores(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """The reward adapter's score at the last token of each row: (batch,)."""
+        hidden = self._hidden("reward", input_ids, attention_mask)
+        return self.reward_head(_at_last_token(hidden, attention_mask).float()).squeeze(-1)
+
+    def value_module(self) -> nn.Module:
+        """What the value trains, beside the policy's own parameters (its adapter is among those)."""
+        return self.value_head
+
+
+def _load_head_and_adapter(policy, folder: str | Path, name: str) -> Tensor:
+    """Load the reward adapter of `folder` into `policy` as `name`; return the score head's weight, (1, hidden)."""
+    from peft import LoraConfig, set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    weights = Path(folder) / "adapter_model.safetensors"
+    if not weights.is_file():
+        raise UserError("no adapter_model.safetensors here", where=str(folder), fix="Pass what the reward stage wrote")
+    state = load_file(weights)
+    head = next((value for key, value in state.items() if key.endswith("score.weight")), None)
+    if head is None:
+        raise UserError("this adapter has no score head", where=str(weights), fix="Pass what the reward stage wrote")
+    config = LoraConfig.from_pretrained(folder)
+    config.modules_to_save, config.task_type, config.inference_mode = None, "CAUSAL_LM", False
+    policy.add_adapter(name, config)
+    set_peft_model_state_dict(policy, {k: v for k, v in state.items() if "lora_" in k}, adapter_name=name)
+    return head

@@ -1,0 +1,152 @@
+"""The tiny Llama, trained from nothing on the raw text of the help desk: tokenizer, model, training, model card.
+
+The result, data/tiny-llama, is a plain LlamaForCausalLM with Llama 3's special tokens and chat template. As with a
+real base model, the template's tokens exist but no training text ever held them; SFT has to teach them.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlhf_lab.helpdesk.corpus import documents
+from rlhf_lab.helpdesk.datasets import held_out_messages
+
+BOS, END_OF_TEXT, PAD = "<|begin_of_text|>", "<|end_of_text|>", "<|finetune_right_pad_id|>"
+START_HEADER, END_HEADER, END_OF_TURN = "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"
+SPECIAL_TOKENS = (BOS, END_OF_TEXT, PAD, START_HEADER, END_HEADER, END_OF_TURN)
+# Llama 3's pre-tokenizer pattern (meta-llama/llama3, tokenizer.py): words carry their leading space.
+SPLIT_PATTERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+CHAT_TEMPLATE = (
+    "{{- bos_token }}"
+    "{%- for message in messages %}"
+    "{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' + message['content'] | trim + '<|eot_id|>' }}"
+    "{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{%- endif %}"
+)
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Sizes of the tiny Llama and of its training, which fits in 20 minutes on two cores."""
+
+    vocab_size: int = 1536
+    hidden_size: int = 192
+    intermediate_size: int = 512
+    num_hidden_layers: int = 6
+    num_attention_heads: int = 6
+    max_position_embeddings: int = 512
+    max_steps: int = 1800
+    per_device_train_batch_size: int = 40
+    learning_rate: float = 2e-3
+    warmup_steps: int = 100
+    seed: int = 0
+
+
+def build_tokenizer(texts, vocab_size: int):
+    """Byte-level BPE as Llama 3's: any string, in any script, can be encoded and comes back unchanged."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT_PATTERN), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    bos_id = tokenizer.token_to_id(BOS)
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, bos_id)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=BOS,
+        eos_token=END_OF_TURN,
+        pad_token=PAD,
+        chat_template=CHAT_TEMPLATE,
+        model_max_length=512,
+        padding_side="right",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def build_model(config: PretrainConfig, tokenizer):
+    """A LlamaForCausalLM with random weights."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    end_of_text = tokenizer.convert_tokens_to_ids(END_OF_TEXT)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_hidden_layers=config.num_hidden_layers,
+            num_attention_heads=config.num_attention_heads,
+            num_key_value_heads=config.num_attention_heads,
+            max_position_embeddings=config.max_position_embeddings,
+            tie_word_embeddings=True,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=[end_of_text, tokenizer.eos_token_id],
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    return model
+
+
+def train(output: Path, config: PretrainConfig | None = None):
+    """Train from nothing into `output`; returns (model, tokenizer, seconds)."""
+    import torch
+    from datasets import Dataset
+    from transformers import DataCollatorForLanguageModeling, Trainer, TrainingArguments, set_seed
+
+    config = config or PretrainConfig()
+    set_seed(config.seed)
+    started = time.time()
+    texts = list(documents(config.max_steps * config.per_device_train_batch_size, config.seed, held_out_messages()))
+    tokenizer = build_tokenizer(texts[:20_000], config.vocab_size)
+    model = build_model(config, tokenizer)
+    end_of_text = tokenizer.convert_tokens_to_ids(END_OF_TEXT)
+    rows = [ids + [end_of_text] for ids in tokenizer(texts)["input_ids"]]
+    # Every document is seen once. Rows of like length share a batch, so little is padding.
+    trainer = Trainer(
+        model=model,
+        args=TrainingArguments(
+            output_dir=str(output / "checkpoints"),
+            max_steps=config.max_steps,
+            per_device_train_batch_size=config.per_device_train_batch_size,
+            learning_rate=config.learning_rate,
+            lr_scheduler_type="cosine",
+            warmup_steps=config.warmup_steps,
+            weight_decay=0.1,
+            adam_beta2=0.95,
+            logging_steps=50,
+            save_strategy="no",
+            report_to="none",
+            use_cpu=not torch.cuda.is_available(),
+            bf16=False,
+            train_sampling_strategy="group_by_length",
+            length_column_name="length",
+            seed=config.seed,
+        ),
+        train_dataset=Dataset.from_dict({"input_ids": rows, "length": [len(row) for row in rows]}),
+        data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
+    )
+    trainer.train()
+    return model, tokenizer, time.time() - started
+
+
+def save(model, tokenizer, output: Path) -> None:
+    """Write weights (safetensors, float16 to halve the file), config and tokenizer to `output`."""
+    import torch
+
+    model.to(torch.float16).save_pretrained(output)
+    model.to(torch.float32)
+    tokenizer.save_pretrained(output)

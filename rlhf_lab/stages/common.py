@@ -1,0 +1,297 @@
+"""What the four stages share: their result, where it is kept, training that can be interrupted, what it cost."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from rlhf_lab.errors import UserError
+from rlhf_lab.profiles import Profile
+
+RESULT_FILE = "stage.json"
+RUNS_DIR = Path("runs")
+STAGES_DIR = RUNS_DIR / "stages"
+PACKAGE = Path(__file__).resolve().parent.parent
+LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate")
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """A trained stage: the folder of its weights (safetensors) and what it measured and cost."""
+
+    path: Path
+    metrics: dict[str, float]
+    history: list[dict]  # the trainer's log, one dict a logging step
+    seconds: float
+    peak_memory_mb: float
+    key: str
+    cached: bool = False
+
+
+class Interrupted(Exception):
+    """Ctrl-C: a checkpoint was written; the message says where, and how to go on."""
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries that decide a result."""
+    return {name: version(name) for name in LIBRARIES}
+
+
+def _source_hash(modules: tuple[str, ...]) -> str:
+    digest = hashlib.sha256()
+    for name in modules:
+        path = PACKAGE / name
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _content_hash(path: Path) -> str:
+    """Hash of a file, or of every file of a model folder."""
+    digest = hashlib.sha256()
+    files = (
+        sorted(f for f in path.rglob("*") if f.is_file() and "checkpoint" not in str(f)) if path.is_dir() else [path]
+    )
+    for file in files:
+        if file.name != RESULT_FILE:
+            digest.update(file.name.encode())
+            with file.open("rb") as handle:
+                digest.update(hashlib.file_digest(handle, "sha256").digest())
+    return digest.hexdigest()
+
+
+def cache_key(
+    stage: str, profile: Profile, settings: dict, inputs: dict[str, str | Path], code: tuple[str, ...]
+) -> str:
+    """What decides a stage's result, in 16 hex digits: profile, settings, data, upstream models, code, libraries.
+
+    `inputs` are files, folders or hub ids; `code` the package's modules that the stage runs.
+    """
+    parts = {
+        "stage": stage,
+        "profile": {k: v for k, v in asdict(profile).items() if k not in ("sft", "reward", "ppo", "dpo")},
+        "settings": {k: str(v) for k, v in sorted(settings.items())},
+        "inputs": {k: _content_hash(Path(v)) if Path(v).exists() else str(v) for k, v in sorted(inputs.items())},
+        "code": _source_hash(("models.py", "data.py", "stages/common.py", *code)),
+        "libraries": library_versions(),
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def load_result(folder: Path, key: str) -> StageResult | None:
+    """The finished result of `key` in `folder`, or None."""
+    file = folder / RESULT_FILE
+    if not file.is_file():
+        return None
+    record = json.loads(file.read_text(encoding="utf-8"))
+    if record["key"] != key:
+        return None
+    fields = {name: record[name] for name in ("metrics", "history", "seconds", "peak_memory_mb", "key")}
+    return StageResult(path=folder, cached=True, **fields)
+
+
+def run_cached(
+    folder: Path, key: str, train: Callable[[Path], tuple[dict[str, float], list[dict]]], force: bool = False
+) -> StageResult:
+    """Train into `folder` unless it already holds the result of `key`.
+
+    The record is written last and at once, so that a folder is either finished or known not to be. Checkpoints of an
+    interrupted run of the same key are gone on from; those of another key are removed.
+    """
+    if not force and (done := load_result(folder, key)):
+        return done
+    marker = folder / "checkpoints" / "key"
+    if folder.exists() and (force or not marker.is_file() or marker.read_text() != key):
+        if any(folder.iterdir()) and not (folder / RESULT_FILE).is_file() and not (folder / "checkpoints").is_dir():
+            raise UserError(
+                "the output folder holds files that no stage wrote",
+                where=str(folder),
+                fix="Name an empty or new folder with --output",
+            )
+        shutil.rmtree(folder)
+    marker.parent.mkdir(parents=True, exist_ok=True)
+    marker.write_text(key)
+    started = time.time()
+    with PeakMemory() as memory:
+        metrics, history = train(folder)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    result = StageResult(folder, metrics, history, time.time() - started, memory.peak_mb, key)
+    record = {k: v for k, v in dataclasses.asdict(result).items() if k not in ("path", "cached")}
+    temporary = folder / (RESULT_FILE + ".tmp")
+    temporary.write_text(json.dumps(record | {"libraries": library_versions()}, indent=1), encoding="utf-8")
+    os.replace(temporary, folder / RESULT_FILE)
+    return result
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a stage is to do: train from `rows` (read from `source`) into `folder`."""
+
+    profile: Profile
+    rows: list[dict]
+    source: str
+    inputs: dict[str, str | Path]
+    folder: Path
+    seed: int
+    settings: dict
+
+    def config(self, config_class, **defaults):
+        """The trainer's config: the stage's defaults, then the profile's settings and the user's."""
+        arguments = training_arguments(self.profile, self.folder, self.seed, defaults | self.settings)
+        return build_config(config_class, arguments, config_class.__name__)
+
+
+def stage(
+    name: str,
+    load: Callable[[str | Path], list[dict]],
+    train: Callable[[Job], tuple[dict[str, float], list[dict]]],
+    code: tuple[str, ...],
+    profile: Profile,
+    data: str | Path | list[dict],
+    inputs: dict[str, str | Path],
+    output: Path | None,
+    seed: int,
+    settings: dict,
+    force: bool,
+) -> StageResult:
+    """Run one stage through the cache. `data` is a file for `load`, or rows already loaded.
+
+    Without `output` the folder is named after what decides the result, so that runs with other settings lie side by
+    side.
+    """
+    rows = data if isinstance(data, list) else None
+    seen = hashlib.sha256(json.dumps(rows).encode()).hexdigest() if rows is not None else data
+    key = cache_key(name, profile, settings | {"seed": seed}, {"data": seen, **inputs}, code)
+    folder = Path(output) if output else STAGES_DIR / f"{profile.name}-{name}-{key}"
+    source = "data" if rows is not None else str(data)
+
+    def work(to: Path) -> tuple[dict[str, float], list[dict]]:
+        return train(Job(profile, load(data) if rows is None else rows, source, inputs, to, seed, settings))
+
+    return run_cached(folder, key, work, force)
+
+
+class PeakMemory:
+    """Peak memory while the block runs, in MB: of the GPU where there is one, else this process's resident set."""
+
+    def __enter__(self) -> PeakMemory:
+        import psutil
+        import torch
+
+        self.peak_mb = 0.0
+        self._cuda = torch.cuda if torch.cuda.is_available() else None
+        self._process = psutil.Process()
+        self._done = threading.Event()
+        if self._cuda:
+            self._cuda.reset_peak_memory_stats()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.05):
+            self.peak_mb = max(self.peak_mb, self._process.memory_info().rss / 1e6)
+
+    def __exit__(self, *_) -> None:
+        self._done.set()
+        self._thread.join()
+        if self._cuda:
+            self.peak_mb = self._cuda.max_memory_allocated() / 1e6
+
+
+def training_arguments(profile: Profile, output: Path, seed: int, settings: dict) -> dict:
+    """Arguments that every trainer of ours gets, `settings` last. The profile says the precision; none is guessed."""
+    import torch
+
+    on_cpu = not torch.cuda.is_available()
+    arguments = {
+        "output_dir": str(output / "checkpoints"),
+        "seed": seed,
+        "use_cpu": on_cpu,
+        "bf16": not on_cpu and profile.dtype == "bfloat16",
+        "fp16": not on_cpu and profile.dtype == "float16",
+        "gradient_checkpointing": profile.needs_gpu,
+        "report_to": "none",
+        "save_strategy": "no",  # Ctrl-C writes one; --save-strategy steps writes more
+        "lr_scheduler_type": "cosine",
+        "logging_steps": 10,
+        "dataloader_pin_memory": not on_cpu,
+    }
+    return arguments | settings
+
+
+def build_config(config_class, arguments: dict, where: str):
+    """The trainer's own config class, an unknown field or value turned into one line."""
+    known = {field.name for field in dataclasses.fields(config_class) if field.init}
+    for name in arguments:
+        if name not in known:
+            raise UserError(
+                f"{config_class.__name__} has no field {name!r}", where=where, fix="See --help for the fields"
+            )
+    try:
+        return config_class(**arguments)
+    except (ValueError, TypeError) as error:
+        raise UserError(str(error).split("\n")[0], where=where, fix="Mend that value") from error
+
+
+@contextlib.contextmanager
+def _ctrl_c(on_first: Callable[[], None]) -> Iterator[None]:
+    """The first Ctrl-C calls `on_first`; a second one stops at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.getsignal(signal.SIGINT)
+
+    def handle(signum, frame):
+        signal.signal(signal.SIGINT, previous)
+        on_first()
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def run_trainer(trainer, description: str) -> list[dict]:
+    """Train with one progress bar that shows the time left; returns the trainer's log.
+
+    Goes on from a checkpoint in the trainer's output folder if there is one. Ctrl-C ends the step under way, writes a
+    checkpoint and raises Interrupted.
+    """
+    from transformers.trainer_callback import PrinterCallback, ProgressCallback
+    from transformers.trainer_utils import get_last_checkpoint
+
+    from rlhf_lab.stages.callbacks import StageProgress, StopOnRequest
+
+    stop = StopOnRequest()
+    for callback in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(callback)
+    trainer.add_callback(StageProgress(description))
+    trainer.add_callback(stop)
+
+    def ask_to_stop() -> None:
+        stop.requested = True
+        print("\nStopping after this step ... (Ctrl-C again to stop at once)", file=sys.stderr)
+
+    last = get_last_checkpoint(trainer.args.output_dir) if os.path.isdir(trainer.args.output_dir) else None
+    with _ctrl_c(ask_to_stop):
+        trainer.train(resume_from_checkpoint=last)
+    if stop.requested and trainer.state.global_step < trainer.state.max_steps:
+        raise Interrupted(
+            f"{description} stopped at step {trainer.state.global_step} of {trainer.state.max_steps}. "
+            f"The checkpoint is in {trainer.args.output_dir}. Run the same command again to go on from it."
+        )
+    return [entry for entry in trainer.state.log_history if "train_runtime" not in entry]

@@ -1,0 +1,57 @@
+"""Direct preference optimisation: the policy learns from comparisons at once, with no reward model and no sampling.
+
+TRL's DPOTrainer with LoRA. The reference is the same model with its adapter off, and its log-probabilities are
+computed once beforehand, so one model is held and one forward pass a pair is saved.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rlhf_lab.data import check_tokens, load_preferences
+from rlhf_lab.models import load_policy, load_tokenizer, lora_config, save_adapter
+from rlhf_lab.profiles import Profile
+from rlhf_lab.stages.common import Job, StageResult, run_trainer, stage
+
+CODE = ("stages/dpo.py",)
+
+
+def run(
+    profile: Profile,
+    data: str | Path | list[dict],
+    inputs: dict[str, str | Path],
+    output: Path | None = None,
+    seed: int = 0,
+    settings: dict | None = None,
+    force: bool = False,
+) -> StageResult:
+    """Train an adapter on `inputs["model"]` (the SFT model, also the reference) from the preferences `data`.
+
+    `settings` are fields of trl.DPOConfig and win over the profile's. Larger beta: closer to the reference.
+    """
+    settings = profile.dpo | (settings or {})
+    return stage("dpo", load_preferences, _train, CODE, profile, data, inputs, output, seed, settings, force)
+
+
+def _train(job: Job) -> tuple[dict[str, float], list[dict]]:
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    tokenizer = load_tokenizer(job.inputs["model"])
+    config = job.config(DPOConfig, max_length=job.profile.max_length)
+    check_tokens(job.rows, tokenizer, config.max_length, job.source)
+    trainer = DPOTrainer(
+        model=load_policy(job.inputs["model"], job.profile),
+        args=config,
+        train_dataset=Dataset.from_list(job.rows),
+        processing_class=tokenizer,
+        peft_config=lora_config(job.profile, "CAUSAL_LM"),
+    )
+    history = run_trainer(trainer, "DPO")
+    save_adapter(trainer.model, tokenizer, job.inputs["model"], job.folder)
+    last = history[-1]
+    return {
+        "loss": last["loss"],
+        "train_accuracy": last["rewards/accuracies"],
+        "margin": last["rewards/margins"],
+    }, history
