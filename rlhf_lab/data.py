@@ -52,9 +52,16 @@ HH_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 
 
 class Row(dict):
-    """A row that remembers where in its file it stood, for the error messages. Compares as a plain dict."""
+    """A row that remembers where it stood, for the error messages. Compares and serialises as a plain dict."""
 
+    file: str = ""
     number: int = 0
+
+    def keeping(self, **columns: Any) -> Row:
+        """A row of other columns from the same place: row.keeping(prompt=row["prompt"])."""
+        row = Row(columns)
+        row.file, row.number = self.file, self.number
+        return row
 
 
 class _NoiseError(UserError):
@@ -173,7 +180,8 @@ def split_rows(rows: list, n_train: int, n_test: int, seed: int) -> tuple[list, 
 def check_tokens(rows: list, tokenizer, max_length: int, where: str) -> None:
     """Refuse rows that lose their meaning at `max_length` tokens, before any model loads.
 
-    Rows are prompts, demonstrations or preferences as loaded above; `where` is the file's name for the message.
+    Rows are prompts, demonstrations or preferences; those loaded above know their file and line, for others `where`
+    and their position are named.
     Raises UserError, naming the first such row, its token counts and how many there are, for
 
     - a prompt that with the template leaves no room for a reply within max_length;
@@ -189,7 +197,7 @@ def check_tokens(rows: list, tokenizer, max_length: int, where: str) -> None:
         raise UserError(
             f"the prompt alone takes {len(prompts[i])} of {max_length} tokens, so no room is left for a "
             f"reply{_and_more(full)}",
-            where=f"{where}, row {_number(rows, i)}, column 'prompt'",
+            where=f"{_place(rows, i, where)}, column 'prompt'",
             fix=f"Shorten or remove it, or raise max_length above {max(map(len, prompts))}",
         )
 
@@ -204,7 +212,7 @@ def check_tokens(rows: list, tokenizer, max_length: int, where: str) -> None:
             f"chosen ({len(chosen[k])} tokens with its prompt) and rejected ({len(rejected[k])}) are the "
             f"same {'tokens' if ever else f'in their first {max_length} tokens'}, so the pair's gradient "
             f"is zero{_and_more(same)}",
-            where=f"{where}, row {_number(rows, pairs[k])}, column 'rejected'",
+            where=f"{_place(rows, pairs[k], where)}, column 'rejected'",
             fix="Remove the row" if ever else "Raise max_length, or remove the row",
         )
 
@@ -506,7 +514,7 @@ def _load(path: str | Path, columns: Mapping[str, str] | None, reads: Callable[[
                 raise
             noise.append((number, error))
         else:
-            row.number = number
+            row.file, row.number = str(path), number
             rows.append(row)
     total = len(rows) + len(noise)
     if not total:
@@ -649,8 +657,11 @@ def _token_ids(tokenizer, conversations: list[list[Message]], add_generation_pro
     return tokenizer(texts, add_special_tokens=False)["input_ids"]
 
 
-def _number(rows: list, i: int) -> int:
-    return getattr(rows[i], "number", 0) or i + 1
+def _place(rows: list, i: int, where: str) -> str:
+    row = rows[i]
+    if isinstance(row, Row) and row.number:  # split and shuffled since, it still knows its line
+        return f"{row.file or where}, row {row.number}"
+    return f"{where}, row {i + 1}"
 
 
 def _and_more(indices: list[int]) -> str:

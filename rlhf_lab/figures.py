@@ -184,6 +184,7 @@ def learning_curves(curves: Mapping[str, Mapping], *, columns: int = 3) -> LabFi
     columns = 2 if len(curves) == 4 else min(columns, max(1, len(curves)))
     rows = -(-len(curves) // columns)
     figure, grid = _figure(max(4.2, 3.1 * columns), 2.6 * rows, rows, columns)
+    figure.get_layout_engine().set(h_pad=0.1)
     grid = np.atleast_1d(grid)
     told = []
     for axes, (title, curve) in zip(grid, curves.items(), strict=False):

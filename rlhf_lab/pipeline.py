@@ -35,13 +35,19 @@ class RunResult:
     scoreboard: dict
 
 
-def run(profile: Profile, seed: int = 0, name: str | None = None, force: bool = False, settings: dict | None = None):
-    """Run the chain on the help-desk data. `settings` is {stage: {field: value}}. Returns RunResult."""
+def run(
+    profile: Profile,
+    seed: int = 0,
+    output: Path | None = None,
+    force: bool = False,
+    settings: dict[str, dict] | None = None,
+) -> RunResult:
+    """Run the chain on the help-desk data. `settings` is {stage: {field: value}}; the report goes to `output`."""
     from rlhf_lab.report import write_report, write_scoreboard
 
     settings = settings or {}
     started = time.time()
-    run_dir = RUNS_DIR / (name or f"{profile.name}-seed{seed}")
+    run_dir = output or RUNS_DIR / f"{profile.name}-seed{seed}"
     base = resolve(profile.model)
     pairs = HELPDESK / "preferences_train.jsonl"
 

@@ -60,6 +60,29 @@ TINY = Profile(
     base_reads="log",
     train_chat_tokens=True,
     expected_memory_mb=1500,
+    sft={"per_device_train_batch_size": 32, "learning_rate": 2e-3, "num_train_epochs": 2, "warmup_steps": 10},
+    reward={"per_device_train_batch_size": 32, "learning_rate": 1e-3, "num_train_epochs": 1, "warmup_steps": 10},
+    ppo={
+        "per_device_train_batch_size": 64,
+        "gradient_accumulation_steps": 1,
+        "num_mini_batches": 2,
+        "num_ppo_epochs": 2,
+        "local_rollout_forward_batch_size": 64,
+        "total_episodes": 1536,
+        "learning_rate": 1e-3,
+        "kl_coef": 0.05,
+        "vf_coef": 0.1,
+        "missing_eos_penalty": 1.0,
+        "logging_steps": 1,
+    },
+    dpo={
+        "per_device_train_batch_size": 16,
+        "learning_rate": 5e-4,
+        "max_steps": 100,
+        "warmup_steps": 10,
+        "beta": 0.1,
+        "precompute_ref_log_probs": False,
+    },
 )
 
 PROFILES = {profile.name: profile for profile in (TINY,)}
@@ -70,6 +93,5 @@ def get_profile(name: str) -> Profile:
     try:
         return PROFILES[name]
     except KeyError:
-        raise UserError(
-            f"unknown profile {name!r}", where="--profile", fix=f"Choose one of: {', '.join(PROFILES)}"
-        ) from None
+        known = ", ".join(PROFILES)
+        raise UserError(f"unknown profile {name!r}", where="--profile", fix=f"Choose one of: {known}") from None

@@ -32,7 +32,7 @@ CURVES = (
     ("pairs ranked right", "rewards/accuracies", "eval_rewards/accuracies", "share of pairs"),
     ("margin", "margin", "eval_margin", "score difference"),
     ("margin", "rewards/margins", "eval_rewards/margins", "implicit reward"),
-    ("chosen log-probability", "logps/chosen", "eval_logps/chosen", "nats a reply"),
+    ("chosen log-prob", "logps/chosen", "eval_logps/chosen", "nats a reply"),
     ("entropy", "objective/entropy", None, "nats a reply"),
     ("value loss", "loss/value_avg", None, "squared error"),
     ("clipped tokens", "policy/clipfrac_avg", None, "share of tokens"),
@@ -147,10 +147,11 @@ def summary(scoreboard: Mapping, evaluation: Mapping) -> list[str]:
         sentences.append(f"{told}, a change of {change}." if change else f"{told}.")
     reward = scoreboard.get("reward") or {}
     if {"accuracy", "oracle_accuracy"} <= reward.keys():
-        share = reward["accuracy"] / reward["oracle_accuracy"] if reward["oracle_accuracy"] else math.nan
+        accuracy, oracle = reward["accuracy"], reward["oracle_accuracy"]
+        share = f": {100 * accuracy / oracle:.1f} % of what noisy labels allow" if oracle else ""
         sentences.append(
-            f"The reward model ranks {reward['accuracy']:.3f} of the held-out pairs right where the oracle, which "
-            f"knows the gold reward, ranks {reward['oracle_accuracy']:.3f}: {100 * share:.1f} % of what noisy labels allow."
+            f"The reward model ranks {accuracy:.3f} of the held-out pairs right where the oracle, which knows the gold "
+            f"reward, ranks {oracle:.3f}{share}."
         )
     total = (scoreboard.get("seconds") or {}).get("total")
     if total is not None:
@@ -239,7 +240,7 @@ def _curves(stage: str, history: Sequence[Mapping]) -> dict[str, dict]:
         if not y or len(curves) == CURVES_SHOWN:
             continue
         _, *held_out = _series(history, held_out_key, x_name)
-        curves[f"{_label(stage)}: {title}"] = {
+        curves[f"{_label(stage).removesuffix(' model')}: {title}"] = {
             "x": x,
             "y": y,
             "xlabel": "optimiser step" if x_name == "step" else x_name,

@@ -223,10 +223,9 @@ def test_csv(tmp_path):
 
 def test_parquet_with_message_lists(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
-    import pyarrow.parquet
-
+    parquet = pytest.importorskip("pyarrow.parquet")
     path = tmp_path / "pairs.parquet"
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([OURS, PLAIN and OURS]), path)
+    parquet.write_table(pyarrow.Table.from_pylist([OURS, OURS]), path)
     assert data.load_preferences(path) == [OURS, OURS]
 
 
@@ -583,6 +582,20 @@ def test_pair_that_the_template_makes_identical(tokenizer):
     message = message_of(data.check_tokens, [row], tokenizer, 64, "pairs.jsonl")
     assert "pairs.jsonl, row 1, column 'rejected': chosen (7 tokens" in message
     assert "Remove the row" in message
+
+
+def test_a_row_knows_its_line_after_split_and_conversion(jsonl, tokenizer):
+    path = jsonl(*[{**PLAIN, "prompt": f"Question {i}"} for i in range(8)], {**PLAIN, "prompt": "x" * 60})
+    train, _ = data.split_rows(data.load_preferences(path), 9, 0, seed=0)
+    for rows in (train, [row.keeping(prompt=row["prompt"], completion=row["chosen"]) for row in train]):
+        message = message_of(data.check_tokens, rows, tokenizer, 40, "data")
+        assert "pairs.jsonl, row 9, column 'prompt': the prompt alone takes 64 of 40 tokens" in message
+
+
+def test_rows_go_into_a_dataset(jsonl):
+    datasets = pytest.importorskip("datasets")
+    rows = data.load_preferences(jsonl(PLAIN, PLAIN))
+    assert datasets.Dataset.from_list(rows).to_list() == [OURS, OURS]
 
 
 # --- writing ------------------------------------------------------------------------------------------------------

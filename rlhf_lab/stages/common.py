@@ -40,7 +40,7 @@ class StageResult:
     cached: bool = False
 
 
-class Interrupted(Exception):
+class InterruptedTraining(Exception):  # noqa: N818  it is no error
     """Ctrl-C: a checkpoint was written; the message says where, and how to go on."""
 
 
@@ -269,7 +269,7 @@ def run_trainer(trainer, description: str) -> list[dict]:
     """Train with one progress bar that shows the time left; returns the trainer's log.
 
     Goes on from a checkpoint in the trainer's output folder if there is one. Ctrl-C ends the step under way, writes a
-    checkpoint and raises Interrupted.
+    checkpoint and raises InterruptedTraining.
     """
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
     from transformers.trainer_utils import get_last_checkpoint
@@ -290,7 +290,7 @@ def run_trainer(trainer, description: str) -> list[dict]:
     with _ctrl_c(ask_to_stop):
         trainer.train(resume_from_checkpoint=last)
     if stop.requested and trainer.state.global_step < trainer.state.max_steps:
-        raise Interrupted(
+        raise InterruptedTraining(
             f"{description} stopped at step {trainer.state.global_step} of {trainer.state.max_steps}. "
             f"The checkpoint is in {trainer.args.output_dir}. Run the same command again to go on from it."
         )

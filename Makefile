@@ -1,0 +1,48 @@
+# Each target makes .venv by itself when it is missing or older than what it is made from.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# Two threads contend badly with spinning barriers on a busy laptop; passive waiting costs nothing on a free one.
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.PHONY: help run test lab notebooks bench
+
+help:
+	@echo "make run        align the tiny Llama end to end and write the report (minutes, no GPU, no download of models)"
+	@echo "make test       run every test"
+	@echo "make lab        open the lessons in JupyterLab"
+	@echo "make notebooks  execute the lessons and keep their outputs"
+	@echo "make bench      measure what the README claims about time"
+
+# torch comes first and by its pin: an open range can pull gigabytes of CUDA onto a machine without a GPU.
+$(STAMP): pyproject.toml constraints.txt
+	@echo "Setting up $(VENV): a few minutes the first time."
+	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed, this is " + sys.version.split()[0]'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "  pip ..." && $(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	@echo "  torch ..." && $(BIN)/python -m pip install --quiet --disable-pip-version-check $$(grep '^torch==' constraints.txt)
+	@echo "  the rest ..." && $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[lab,dev]'
+	@touch $(STAMP)
+	@echo "  done."
+
+run: $(STAMP)
+	@echo "Aligning the tiny Llama: SFT, reward model, PPO, DPO, evaluation."
+	@$(BIN)/rlhf-lab run
+
+test: $(STAMP)
+	@echo "Lint, then every test."
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	@$(BIN)/python -m pytest
+
+lab: $(STAMP)
+	@echo "Opening JupyterLab; Ctrl-C here closes it."
+	@$(BIN)/rlhf-lab lab
+
+notebooks: $(STAMP)
+	@echo "Executing the lessons."
+	@$(BIN)/python -m rlhf_lab.lessons
+
+bench: $(STAMP)
+	@echo "Timing the chain; leave the machine alone meanwhile."
+	@$(BIN)/python bench/chain.py

@@ -1,0 +1,255 @@
+"""What the commands for one stage or one model do: train, measure on held-out rows, compare, talk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from rlhf_lab import evaluate as ev
+from rlhf_lab.checks import check_profile_machine
+from rlhf_lab.data import load_demonstrations, load_preferences, load_prompts, parse_columns, split_rows
+from rlhf_lab.errors import UserError
+from rlhf_lab.fetch import fetch, fetch_model
+from rlhf_lab.models import load_policy, load_reward_model, load_tokenizer, resolve
+from rlhf_lab.pipeline import HELPDESK, answer, compare_by_gold
+from rlhf_lab.profiles import DATA_DIR, Profile
+from rlhf_lab.stages.common import StageResult
+
+console = Console()
+TINY_DATA = {
+    "sft": HELPDESK / "sft.jsonl",
+    "reward": HELPDESK / "preferences_train.jsonl",
+    "ppo": HELPDESK / "preferences_train.jsonl",
+    "dpo": HELPDESK / "preferences_train.jsonl",
+}
+EXPLAIN = DATA_DIR / "explain" / "pairs.jsonl"
+
+
+def config_class(stage: str):
+    """The trainer's config of a stage."""
+    if stage == "ppo":
+        from rlhf_lab.ppo import PPOConfig
+
+        return PPOConfig
+    import trl
+
+    return {"sft": trl.SFTConfig, "reward": trl.RewardConfig, "dpo": trl.DPOConfig}[stage]
+
+
+def parse_fields(stage: str, fields: dict[str, str]) -> dict:
+    """Texts of the command line as the types that the stage's config declares."""
+    from transformers import HfArgumentParser
+
+    cls = config_class(stage)
+    parser = HfArgumentParser(cls, allow_abbrev=False)
+
+    def refuse(message: str):
+        raise UserError(message, where=f"{cls.__name__}, from the command line", fix="See --help and the field's type")
+
+    parser.error = refuse
+    arguments = [part for name, value in fields.items() for part in (f"--{name}", value)]
+    namespace = parser.parse_args(arguments)
+    return {name: getattr(namespace, name) for name in fields}
+
+
+def model_path(profile: Profile, model: str | None) -> str:
+    """A folder: what the user named, else the profile's model, fetched if need be."""
+    if model is not None:
+        path = resolve(model)
+        if not Path(path).is_dir() and (model.startswith((".", "/")) or model.count("/") != 1):
+            raise UserError(
+                "no such model folder", where=f"--model {model}", fix="Name a folder, or a hub id owner/name"
+            )
+        return path if Path(path).is_dir() else str(fetch_model(model))
+    if profile.name == "smol":
+        return str(fetch("smol"))
+    path = resolve(profile.model)
+    return path if Path(path).is_dir() else str(fetch_model(profile.model, profile.stand_in))
+
+
+def run_stage(
+    stage: str,
+    profile: Profile,
+    *,
+    data: Path | None,
+    model: str | None,
+    seed: int,
+    output: Path | None,
+    force: bool,
+    columns: str | None,
+    train_rows: int | None,
+    test_rows: int,
+    reward: Path | None,
+    settings: dict,
+) -> StageResult:
+    """Train one stage; with `test_rows`, measure on held-out pairs before and after, with 95 % intervals."""
+    from rlhf_lab.stages import dpo, ppo, sft
+    from rlhf_lab.stages import reward as reward_stage
+
+    module = {"sft": sft, "reward": reward_stage, "ppo": ppo, "dpo": dpo}[stage]
+    check_profile_machine(profile)
+    data = data or (TINY_DATA[stage] if profile.name == "tiny" else EXPLAIN)
+    mapping = parse_columns(columns) if columns else None
+    base = model_path(profile, model)
+    held_out: list[dict] = []
+    source: Path | list[dict] = data
+    if test_rows or train_rows or mapping:
+        rows = load_preferences(data, mapping) if test_rows else _loader(stage)(data, mapping)
+        train, held_out = split_rows(rows, train_rows or len(rows) - test_rows, test_rows, seed)
+        source = _as_stage_rows(stage, train)
+    inputs: dict[str, str | Path] = {"model": base}
+    if stage == "ppo":
+        if reward is None:
+            raise UserError("PPO needs a reward model", where="--reward", fix="Train one with `rlhf-lab reward` first")
+        if not (reward / "adapter_config.json").is_file():
+            raise UserError(
+                "no reward adapter here", where=f"--reward {reward}", fix="Name what `rlhf-lab reward` wrote"
+            )
+        inputs["reward"] = reward
+    console.print(
+        f"{stage} · profile {profile.name} ({profile.runs_on}) · model {Path(base).name} · "
+        f"about {profile.expected_memory_mb} MB expected"
+    )
+    result = module.run(profile, source, inputs, output, seed, settings, force)
+    told = "in the cache" if result.cached else f"{result.seconds:.0f} s, peak {result.peak_memory_mb:.0f} MB"
+    console.print(f"{stage}: {told}, saved in {result.path}", soft_wrap=True)
+    if held_out:
+        report = held_out_report(stage, profile, base, result.path, held_out)
+        (result.path / "held_out.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+        _print_report(report, len(held_out))
+    return result
+
+
+def _loader(stage: str):
+    return {"sft": load_demonstrations, "ppo": load_prompts}.get(stage, load_preferences)
+
+
+def _as_stage_rows(stage: str, rows: list[dict]) -> list[dict]:
+    if stage == "sft":
+        return [{"prompt": r["prompt"], "completion": r.get("completion", r.get("chosen"))} for r in rows]
+    return [{"prompt": r["prompt"]} for r in rows] if stage == "ppo" else rows
+
+
+def held_out_report(stage: str, profile: Profile, before: str, after: Path, rows: list[dict]) -> dict[str, dict]:
+    """Held-out preference accuracy before and after, as {name: {"value", "low", "high"}}.
+
+    A reward model's accuracy is of its scores. A policy's is the share of pairs whose chosen reply it finds likelier
+    than the rejected one; DPO's implicit reward (log-probability against the model before) is shown beside it.
+    """
+    prompts = [row["prompt"] for row in rows]
+    texts = {side: [row[side][0]["content"] for row in rows] for side in ("chosen", "rejected")}
+    tokenizer = load_tokenizer(after)
+    batch = max(profile.generation_batch // 4, 1)
+    if stage == "reward":
+        scores = {}
+        for when, path in (("before", before), ("after", after)):
+            model = load_reward_model(path, profile)
+            scores[when] = {s: ev.score(model, tokenizer, prompts, texts[s], batch_size=batch) for s in texts}
+        return {f"accuracy {when}": _interval(s["chosen"], s["rejected"]) for when, s in scores.items()}
+    logps = {}
+    for when, path in (("before", before), ("after", after)):
+        model = load_policy(path, profile)
+        logps[when] = {s: ev.reply_logps(model, tokenizer, prompts, texts[s], batch_size=batch) for s in texts}
+    report = {f"likelier reply is the chosen one, {w}": _interval(s["chosen"], s["rejected"]) for w, s in logps.items()}
+    if stage == "dpo":
+        implicit = {s: logps["after"][s] - logps["before"][s] for s in texts}
+        report["implicit reward's accuracy, before"] = {"value": 0.5, "low": 0.5, "high": 0.5}  # 0 for every reply
+        report["implicit reward's accuracy, after"] = _interval(implicit["chosen"], implicit["rejected"])
+    return report
+
+
+def _interval(chosen, rejected) -> dict[str, float]:
+    interval = ev.pair_accuracy(np.asarray(chosen), np.asarray(rejected))
+    return {"value": float(interval.value), "low": float(interval.low), "high": float(interval.high)}
+
+
+def _print_report(report: dict[str, dict], n: int) -> None:
+    table = Table(title=f"{n} held-out pairs, 95 % intervals")
+    table.add_column("measure")
+    table.add_column("value", justify="right")
+    for name, i in report.items():
+        table.add_row(name, f"{i['value']:.3f} [{i['low']:.3f}, {i['high']:.3f}]")
+    console.print(table)
+
+
+def evaluate_model(
+    profile: Profile, *, model: str | None, data: Path | None, seed: int, output: Path | None, columns: str | None
+) -> dict:
+    """Gold by attribute on the help desk, or, for --data with pairs, the share whose chosen reply is likelier."""
+    path = model_path(profile, model)
+    tokenizer = load_tokenizer(path)
+    policy = load_policy(path, profile)
+    if data is not None:
+        rows = load_preferences(data, parse_columns(columns) if columns else None)
+        prompts = [row["prompt"] for row in rows]
+        chosen, rejected = (
+            ev.reply_logps(policy, tokenizer, prompts, [row[side][0]["content"] for row in rows])
+            for side in ("chosen", "rejected")
+        )
+        report = {"likelier reply is the chosen one": _interval(chosen, rejected)}
+        _print_report(report, len(rows))
+    else:
+        prompts = [row["prompt"] for row in load_prompts(HELPDESK / "prompts.jsonl")]
+        untouched = model is None
+        texts, _ = answer(policy, tokenizer, prompts, profile, seed, base=untouched)
+        report = compare_by_gold(prompts, {"sft": texts}, tokenizer)
+        report = {"gold": report["gold"]["sft"]} | report["attributes"]["sft"]
+        _print_report(report, len(prompts))
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "evaluation.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+    return report
+
+
+def compare_models(
+    profile: Profile, model: str, baseline: str, *, data: Path | None, seed: int, reward: Path | None
+) -> ev.Interval:
+    """Win rate of `model` against `baseline` on the same prompts, judged by gold or by a reward model."""
+    prompts = [row["prompt"] for row in load_prompts(data or HELPDESK / "prompts.jsonl")]
+    if data is not None and reward is None:
+        raise UserError("gold knows only the help desk", where="--data", fix="Name a judge with --reward")
+    scores = {}
+    for name in (model, baseline):
+        path = model_path(profile, name)
+        tokenizer = load_tokenizer(path)
+        texts, _ = answer(load_policy(path, profile), tokenizer, prompts, profile, seed)
+        if reward is None:
+            from rlhf_lab.helpdesk.gold import gold_reward
+
+            scores[name] = [gold_reward(p[-1]["content"], text) for p, text in zip(prompts, texts, strict=True)]
+        else:
+            judge = load_reward_model(reward, profile)
+            scores[name] = ev.score(judge, load_tokenizer(reward), prompts, texts, batch_size=profile.generation_batch)
+    rate = ev.win_rate(scores[model], scores[baseline])
+    console.print(f"{model} beats {baseline} on {len(prompts)} prompts: {rate}", soft_wrap=True)
+    return rate
+
+
+def chat_with(profile: Profile, *, model: str | None, seed: int) -> None:
+    """Answer what is typed, with the conversation so far; an empty line ends."""
+    path = model_path(profile, model)
+    tokenizer, policy = load_tokenizer(path), load_policy(path, profile)
+    console.print(f"[bold]{path}[/bold]  (an empty line ends)", soft_wrap=True)
+    messages: list[dict[str, str]] = []
+    while True:
+        try:
+            text = console.input("[bold]you>[/bold] ").strip()
+        except EOFError:
+            text = ""
+        if not text:
+            return
+        messages.append({"role": "user", "content": text})
+        reply = ev.generate(
+            policy,
+            tokenizer,
+            [messages],
+            max_new_tokens=profile.response_length,
+            seed=seed + len(messages),
+            progress=False,
+        )[0]
+        console.print(f"[bold]llama>[/bold] {reply}", markup=True, highlight=False)
+        messages.append({"role": "assistant", "content": reply})
