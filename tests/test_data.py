@@ -5,6 +5,8 @@ import gzip
 import json
 from pathlib import Path
 
+import datasets
+import pyarrow.parquet
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -222,10 +224,8 @@ def test_csv(tmp_path):
 
 
 def test_parquet_with_message_lists(tmp_path):
-    pyarrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
     path = tmp_path / "pairs.parquet"
-    parquet.write_table(pyarrow.Table.from_pylist([OURS, OURS]), path)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([OURS, OURS]), path)
     assert data.load_preferences(path) == [OURS, OURS]
 
 
@@ -312,7 +312,6 @@ def test_csv_record_with_a_cell_too_many(tmp_path):
 
 
 def test_broken_parquet(tmp_path):
-    pytest.importorskip("pyarrow")
     path = tmp_path / "pairs.parquet"
     path.write_bytes(b"PAR1 and then nothing of use")
     assert "pairs.parquet: broken Parquet" in message_of(data.load_preferences, path)
@@ -593,7 +592,6 @@ def test_a_row_knows_its_line_after_split_and_conversion(jsonl, tokenizer):
 
 
 def test_rows_go_into_a_dataset(jsonl):
-    datasets = pytest.importorskip("datasets")
     rows = data.load_preferences(jsonl(PLAIN, PLAIN))
     assert datasets.Dataset.from_list(rows).to_list() == [OURS, OURS]
 
