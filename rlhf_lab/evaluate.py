@@ -11,7 +11,7 @@ http://joschu.net/blog/kl-approx.html (the k1 estimator of the KL divergence).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -294,6 +294,46 @@ def generate_ids(
     return completions
 
 
+def reply_logps(
+    model,
+    tokenizer,
+    prompts: Sequence[Prompt],
+    completions: Sequence[str | Sequence[int]],
+    *,
+    batch_size: int = 16,
+    progress: bool = True,
+    description: str = "log-probs",
+) -> np.ndarray:
+    """log pi(reply | prompt) for each prompt (n,): the sum over the reply's tokens, in nats.
+
+    A completion given as the token ids of `generate_ids` is read exactly. A text is tokenised and the tokenizer's EOS
+    set after it, which is what was sampled if the reply ended by itself and text and tokens correspond.
+    """
+    import torch
+
+    from rlhf_lab.losses import sequence_logps
+
+    _same_length(prompts, completions)
+    starts = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    replies = [_completion_ids(tokenizer, completion) for completion in completions]
+    sequences = [start + reply for start, reply in zip(starts, replies, strict=True)]
+    result = np.zeros(len(sequences))
+    with _inference(model):
+        for batch in _by_length(sequences, batch_size, progress, description):
+            input_ids, attention_mask = _pad_right([sequences[i] for i in batch], tokenizer.pad_token_id or 0)
+            reply_mask = torch.zeros_like(attention_mask)
+            for row, i in enumerate(batch):
+                reply_mask[row, len(starts[i]) : len(sequences[i])] = 1
+            # Logits before the first reply of the batch would only cost memory: 4 bytes x tokens x vocabulary.
+            keep = input_ids.shape[1] - min(len(starts[i]) for i in batch) + 1
+            input_ids, attention_mask, reply_mask = (
+                tensor.to(model.device) for tensor in (input_ids, attention_mask, reply_mask)
+            )
+            logits = model(input_ids=input_ids, attention_mask=attention_mask, logits_to_keep=keep).logits
+            result[batch] = sequence_logps(logits, input_ids[:, -keep:], reply_mask[:, -keep:]).double().cpu().numpy()
+    return result
+
+
 def sequence_kl(
     model,
     tokenizer,
@@ -303,50 +343,23 @@ def sequence_kl(
     *,
     batch_size: int = 16,
     progress: bool = True,
-    description: str = "",
+    description: str = "KL",
 ) -> np.ndarray:
     """For each prompt (n,): the sum over the reply's tokens of log pi(token) - log ref(token), in nats.
 
     This is k1 (Schulman 2020). Its mean over replies that the policy sampled at temperature 1 and top-p 1 estimates
     KL(policy || reference) per reply without bias; one entry may be negative. On other replies it estimates no KL.
 
-    `reference` None means the model itself with its adapters off, so it must be a PeftModel. A completion given as the
-    token ids of `generate_ids` is read exactly. A text is tokenised and the tokenizer's EOS set after it, which is what
-    was sampled if the reply ended by itself and text and tokens correspond.
+    `reference` None means the model itself with its adapters off, so it must be a PeftModel. Completions are read as
+    `reply_logps` reads them.
     """
-    import torch
-
-    from rlhf_lab.losses import sequence_logps
-
-    _same_length(prompts, completions)
     if reference is None and not hasattr(model, "disable_adapter"):
         raise ValueError("without a reference, the model must be a PeftModel whose adapters can be switched off")
-    starts = [encode_prompt(tokenizer, prompt) for prompt in prompts]
-    replies = [_completion_ids(tokenizer, completion) for completion in completions]
-    sequences = [start + reply for start, reply in zip(starts, replies, strict=True)]
-    result = np.zeros(len(sequences))
-
-    def reply_logps(network, input_ids, attention_mask, reply_mask, keep):
-        # Logits before the first reply of the batch would only cost memory: 4 bytes x tokens x vocabulary.
-        logits = network(input_ids=input_ids, attention_mask=attention_mask, logits_to_keep=keep).logits
-        return sequence_logps(logits, input_ids[:, -keep:], reply_mask[:, -keep:])
-
-    with _inference(model), _inference(reference):
-        for batch in _by_length(sequences, batch_size, progress, description or "KL"):
-            input_ids, attention_mask = _pad_right([sequences[i] for i in batch], tokenizer.pad_token_id or 0)
-            reply_mask = torch.zeros_like(attention_mask)
-            for row, i in enumerate(batch):
-                reply_mask[row, len(starts[i]) : len(sequences[i])] = 1
-            keep = input_ids.shape[1] - min(len(starts[i]) for i in batch) + 1
-            tensors = [tensor.to(model.device) for tensor in (input_ids, attention_mask, reply_mask)]
-            logps = reply_logps(model, *tensors, keep)
-            if reference is None:
-                with model.disable_adapter():
-                    ref_logps = reply_logps(model, *tensors, keep)
-            else:
-                ref_logps = reply_logps(reference, *[tensor.to(reference.device) for tensor in tensors], keep)
-            result[batch] = (logps.double().cpu() - ref_logps.double().cpu()).numpy()
-    return result
+    how = {"batch_size": batch_size, "progress": progress, "description": description}
+    logps = reply_logps(model, tokenizer, prompts, completions, **how)
+    with nullcontext() if reference is not None else model.disable_adapter():
+        network = model if reference is None else reference
+        return logps - reply_logps(network, tokenizer, prompts, completions, **how)
 
 
 def score(

@@ -294,7 +294,7 @@ def stage_costs(seconds: Mapping[str, float], peak_mb: Mapping[str, float]) -> L
     """Wall-clock seconds and peak memory (MB) of each stage, side by side. A "total" is left out."""
     stages = [stage for stage in dict.fromkeys([*seconds, *peak_mb]) if stage != "total"]
     figure, panels = _figure(7.5, 1.2 + 0.38 * len(stages), 1, 2, sharey=True)
-    told = []
+    told, names = [], {stage: LOOKS[stage].label if stage in LOOKS else stage for stage in stages}
     for axes, costs, label in zip(panels, (seconds, peak_mb), ("seconds", "peak memory (MB)"), strict=True):
         for row, stage in enumerate(stages):
             if stage in costs:
@@ -307,8 +307,8 @@ def stage_costs(seconds: Mapping[str, float], peak_mb: Mapping[str, float]) -> L
         axes.margins(x=0.2)
         axes.grid(axis="y", visible=False)
         axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
-        told.append(f"{label}: " + ", ".join(f"{stage} {costs[stage]:,.0f}" for stage in stages if stage in costs))
-    panels[0].set_yticks(range(len(stages)), [LOOKS[s].label if s in LOOKS else s for s in stages])
+        told.append(f"{label}: " + ", ".join(f"{names[s]} {costs[s]:,.0f}" for s in stages if s in costs))
+    panels[0].set_yticks(range(len(stages)), list(names.values()))
     panels[0].set_ylim(len(stages) - 0.5, -0.5)
     panels[0].set_ylabel("stage")
     return _described(figure, f"What each stage cost. {'; '.join(told)}.")

@@ -16,6 +16,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+# Llama 2's chat form, one BOS at the start of the text, as its first turn has it.
+LLAMA_2_TEMPLATE = (
+    "{{- bos_token }}{%- for message in messages %}"
+    "{%- if message['role'] == 'user' %}{{- '[INST] ' + message['content'] | trim + ' [/INST]' }}"
+    "{%- else %}{{- ' ' + message['content'] | trim + ' ' + eos_token }}{%- endif %}"
+    "{%- endfor %}"
+)
+
+
 def resolve(model: str | Path) -> str:
     """A folder of the working directory or of the repo as an absolute path; anything else is a hub id."""
     for candidate in (Path(model), REPO_ROOT / model):
@@ -36,10 +45,25 @@ def adapter_base(path: str | Path) -> str | None:
 
 
 def load_tokenizer(path: str | Path, for_chat: bool = True) -> PreTrainedTokenizerBase:
-    """The tokenizer of `path`, checked. Raises UserError for no chat template, pad = eos, or a double BOS."""
+    """The tokenizer of `path`, checked. Raises UserError for no chat template, pad = eos, or a double BOS.
+
+    Meta's base Llamas come without a pad token and without a template. They get the pad token that Llama 3 reserves for
+    it (or <unk>, Llama 2's spare one) and Llama 3's or Llama 2's own template.
+    """
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    vocabulary = tokenizer.get_vocab()
+    if tokenizer.pad_token is None:
+        spare = ("<|finetune_right_pad_id|>", "<|reserved_special_token_0|>", "<unk>")
+        tokenizer.pad_token = next((token for token in spare if token in vocabulary), None)
+    if not tokenizer.chat_template:
+        if "<|start_header_id|>" in vocabulary:
+            from rlhf_lab.pretrain import CHAT_TEMPLATE, END_OF_TURN
+
+            tokenizer.chat_template, tokenizer.eos_token = CHAT_TEMPLATE, END_OF_TURN
+        elif "[INST]" not in vocabulary and tokenizer.bos_token == "<s>":
+            tokenizer.chat_template = LLAMA_2_TEMPLATE
     check_tokenizer(tokenizer, str(path), for_chat=for_chat)
     return tokenizer
 
@@ -90,7 +114,7 @@ def load_reward_model(path: str | Path, profile: Profile) -> PreTrainedModel:
     return PeftModel.from_pretrained(model, path).merge_and_unload()
 
 
-def lora_config(profile: Profile, task_type: str, tokenizer=None, **overrides) -> LoraConfig:
+def lora_config(profile: Profile, task_type: str, **overrides) -> LoraConfig:
     """LoRA as the profile says. A reward model also trains its new score head, which LoRA would leave at random."""
     from peft import LoraConfig
 
@@ -104,12 +128,6 @@ def lora_config(profile: Profile, task_type: str, tokenizer=None, **overrides) -
     }
     if task_type == "SEQ_CLS":
         settings["modules_to_save"] = ["score"]
-    if tokenizer is not None and profile.train_chat_tokens:
-        # No text of the base model held the template's tokens. Their embeddings are noise until SFT trains them.
-        chat_tokens = [t for t in tokenizer.all_special_tokens if t not in (tokenizer.pad_token, tokenizer.bos_token)]
-        chat_tokens += ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
-        ids = sorted({tokenizer.convert_tokens_to_ids(token) for token in chat_tokens})
-        settings["trainable_token_indices"] = {"embed_tokens": ids}
     return LoraConfig(**{**settings, **overrides})
 
 

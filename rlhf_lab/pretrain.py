@@ -38,15 +38,15 @@ CHAT_TEMPLATE = (
 class PretrainConfig:
     """Sizes of the tiny Llama and of its training, which fits in 20 minutes on two cores."""
 
-    vocab_size: int = 1536
+    vocab_size: int = 1024
     hidden_size: int = 192
     intermediate_size: int = 512
-    num_hidden_layers: int = 6
+    num_hidden_layers: int = 5
     num_attention_heads: int = 6
     max_position_embeddings: int = 512
-    max_steps: int = 1800
-    per_device_train_batch_size: int = 40
-    learning_rate: float = 2e-3
+    max_steps: int = 3600
+    per_device_train_batch_size: int = 32
+    learning_rate: float = 4e-3
     warmup_steps: int = 100
     seed: int = 0
 
@@ -132,7 +132,7 @@ def train(output: Path, config: PretrainConfig | None = None):
             learning_rate=config.learning_rate,
             lr_scheduler_type="cosine",
             warmup_steps=config.warmup_steps,
-            weight_decay=0.1,
+            weight_decay=0.01,
             adam_beta2=0.95,
             logging_steps=50,
             save_strategy="no",
@@ -148,6 +148,22 @@ def train(output: Path, config: PretrainConfig | None = None):
     )
     trainer.train()
     return model, tokenizer, time.time() - started
+
+
+def separate_chat_tokens(model, tokenizer, seed: int = 0) -> None:
+    """Give the template's tokens embeddings that can be told apart: the mean of the trained ones plus noise.
+
+    Softmax pushes the rows of tokens that never occur all the same way: after training their cosine was 0.998, and
+    LoRA, which leaves embeddings alone, could hardly tell them apart (SFT loss after 60 steps 1.11, with these 0.93).
+    """
+    import torch
+
+    rows = model.get_input_embeddings().weight.data
+    unseen = tokenizer.convert_tokens_to_ids([START_HEADER, END_HEADER, END_OF_TURN, PAD])
+    seen = torch.ones(len(rows), dtype=torch.bool)
+    seen[unseen] = False
+    noise = torch.randn(len(unseen), rows.shape[1], generator=torch.Generator().manual_seed(seed))
+    rows[unseen] = rows[seen].mean(0) + rows[seen].std() * noise
 
 
 def save(model, tokenizer, output: Path) -> None:
@@ -244,6 +260,7 @@ def pretrain(output: Path, config: PretrainConfig | None = None) -> dict[str, fl
     """Train, save, measure and describe the tiny Llama in `output`; returns what was measured."""
     config = config or PretrainConfig()
     model, tokenizer, seconds = train(output, config)
+    separate_chat_tokens(model, tokenizer, config.seed)
     save(model, tokenizer, output)
     measured = measure(model, tokenizer)
     write_card(output, config, model, measured, seconds)

@@ -40,7 +40,6 @@ class Profile:
     lora_alpha: int = 32
     lora_targets: tuple[str, ...] = ALL_LINEAR
     base_reads: str = "chat"  # how the untouched base is prompted: "chat" template or "log" (raw transcript)
-    train_chat_tokens: bool = False  # the base never saw the template's tokens: SFT trains their embeddings too
     expected_memory_mb: int = 0
     sft: dict = field(default_factory=dict)
     reward: dict = field(default_factory=dict)
@@ -58,7 +57,6 @@ TINY = Profile(
     lora_r=16,
     lora_alpha=32,
     base_reads="log",
-    train_chat_tokens=True,
     expected_memory_mb=1500,
     sft={"per_device_train_batch_size": 32, "learning_rate": 2e-3, "num_train_epochs": 2, "warmup_steps": 10},
     reward={"per_device_train_batch_size": 32, "learning_rate": 1e-3, "num_train_epochs": 1, "warmup_steps": 10},
@@ -85,7 +83,97 @@ TINY = Profile(
     },
 )
 
-PROFILES = {profile.name: profile for profile in (TINY,)}
+SMOL = Profile(
+    name="smol",
+    model="HuggingFaceTB/SmolLM2-135M-Instruct",
+    runs_on="a patient CPU or any GPU, fp32",
+    max_length=192,
+    response_length=64,
+    generation_batch=16,
+    lora_r=16,
+    lora_alpha=32,
+    expected_memory_mb=3000,
+    sft={"per_device_train_batch_size": 8, "learning_rate": 5e-4, "num_train_epochs": 2, "warmup_steps": 2},
+    reward={"per_device_train_batch_size": 8, "learning_rate": 5e-4, "num_train_epochs": 2, "warmup_steps": 2},
+    ppo={
+        "per_device_train_batch_size": 8,
+        "gradient_accumulation_steps": 2,
+        "num_mini_batches": 2,
+        "num_ppo_epochs": 2,
+        "total_episodes": 96,
+        "local_rollout_forward_batch_size": 16,
+        "learning_rate": 1e-4,
+        "kl_coef": 0.05,
+        "missing_eos_penalty": 1.0,
+        "logging_steps": 1,
+    },
+    dpo={
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "learning_rate": 1e-4,
+        "num_train_epochs": 1,
+        "warmup_steps": 2,
+        "beta": 0.1,
+    },
+)
+
+# The article's settings (rows 35 to 43 of its listings), where they run today; batch by memory.
+_GPU_SFT = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4, "learning_rate": 2e-4}
+_GPU_REWARD = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4, "num_train_epochs": 1}
+_GPU_DPO = {
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 16,
+    "learning_rate": 1e-5,
+    "num_train_epochs": 1,
+    "beta": 0.1,
+}
+_GPU_PPO = {
+    "per_device_train_batch_size": 4,
+    "gradient_accumulation_steps": 8,
+    "num_mini_batches": 2,
+    "num_ppo_epochs": 4,
+    "total_episodes": 4096,
+    "local_rollout_forward_batch_size": 8,
+    "learning_rate": 1e-5,
+    "kl_coef": 0.05,
+    "missing_eos_penalty": 1.0,
+}
+_GPU = {"quantisation": "nf4", "needs_gpu": True, "generation_batch": 16}
+_GPU_STAGES = {"sft": _GPU_SFT, "reward": _GPU_REWARD, "ppo": _GPU_PPO, "dpo": _GPU_DPO}
+
+LLAMA_1B = Profile(
+    name="llama-1b",
+    model="meta-llama/Llama-3.2-1B",
+    stand_in="smol",
+    runs_on="a Colab T4, 4-bit LoRA",
+    dtype="float16",  # a T4 has no bf16
+    expected_memory_mb=6000,
+    **_GPU,
+    **_GPU_STAGES,
+)
+LLAMA_2_7B = Profile(
+    name="llama-2-7b",
+    model="meta-llama/Llama-2-7b-hf",
+    stand_in="smol",
+    runs_on="a T4 at its limit, an L4",
+    dtype="float16",
+    lora_targets=("q_proj", "v_proj"),  # the article's
+    expected_memory_mb=13500,
+    **_GPU,
+    **_GPU_STAGES,
+)
+LLAMA_8B = Profile(
+    name="llama-8b",
+    model="meta-llama/Llama-3.1-8B",
+    stand_in="smol",
+    runs_on="an L4 or A100",
+    dtype="bfloat16",
+    expected_memory_mb=18000,
+    **_GPU,
+    **_GPU_STAGES,
+)
+
+PROFILES = {profile.name: profile for profile in (TINY, SMOL, LLAMA_1B, LLAMA_2_7B, LLAMA_8B)}
 
 
 def get_profile(name: str) -> Profile:

@@ -58,13 +58,14 @@ SCOREBOARD = {
     "seed": int,
     "versions": {...: str},
     "base": {"gold": ANY},
-    "sft": {"gold": ANY},
+    "sft": {"gold": ANY, "mean_length": NOT_NEGATIVE},
     "reward": {"accuracy": SHARE, "oracle_accuracy": SHARE, "ece": SHARE},
     "ppo": POLICY,
     "dpo": POLICY,
     "seconds": {"total": NOT_NEGATIVE, **STAGES},
     "peak_memory_mb": STAGES,
 }
+OPTIONAL = {"scoreboard.sft.mean_length"}
 
 
 def validate_scoreboard(scoreboard: Mapping) -> None:
@@ -94,7 +95,7 @@ def write_report(run_dir: Path, scoreboard: Mapping, evaluation: Mapping, histor
         evaluation: any of
             "attributes": {model: {attribute: {"value", "low", "high"}}}, "gold" and "kl": {model: {"value", ...}},
             "win_rate": {"ppo": {"value", ...}, "dpo": ...} against SFT, "lengths": {model: [tokens, ...]},
-            "calibration": CalibrationCurve.as_dict(),
+            "calibration": CalibrationCurve.as_dict() (or under "reward"),
             "accuracy": {"before": {"value", ...}, "after": ..., "change": ...}, the change paired over the pairs,
             "samples": [{"prompt": str, "replies": {model: {"text": str, "gold": float}}}].
         histories: {stage: the trainer's log_history}.
@@ -216,9 +217,10 @@ def _draw(folder: Path, scoreboard: Mapping, evaluation: Mapping, histories: Map
         drawn.append(("kl", "kl_and_reward", figures.kl_and_reward(points)))
     if lengths:
         drawn.append(("lengths", "lengths", figures.lengths({m: lengths[m] for m in _ordered(lengths)})))
-    if (evaluation.get("calibration") or {}).get("predicted"):
+    curve = evaluation.get("calibration") or (evaluation.get("reward") or {}).get("calibration") or {}
+    if curve.get("predicted"):
         ece = (scoreboard.get("reward") or {}).get("ece")
-        drawn.append(("calibration", "calibration", figures.calibration(evaluation["calibration"], ece=ece)))
+        drawn.append(("calibration", "calibration", figures.calibration(curve, ece=ece)))
     seconds, memory = scoreboard.get("seconds") or {}, scoreboard.get("peak_memory_mb") or {}
     if seconds.keys() - {"total"} or memory:
         drawn.append(("costs", "stage_costs", figures.stage_costs(seconds, memory)))
@@ -268,7 +270,7 @@ def _results_table(scoreboard: Mapping, evaluation: Mapping) -> dict | None:
     gold, rates = _gold(scoreboard, evaluation), _win_rates(scoreboard, evaluation)
     kl, lengths = _kl(scoreboard, evaluation), evaluation.get("lengths") or {}
     mean_length = {m: _mean(values) for m, values in lengths.items() if len(values)}
-    for model in ("ppo", "dpo"):
+    for model in MODELS:
         if "mean_length" in (scoreboard.get(model) or {}):
             mean_length.setdefault(model, scoreboard[model]["mean_length"])
     columns = {
@@ -424,7 +426,7 @@ def _validate(field: str, value: object, expected: object) -> None:
         if not isinstance(value, Mapping):
             raise ValueError(f"{field}: expected an object, got {type(value).__name__}")
         for name in expected.keys() - {...}:
-            if name not in value:
+            if name not in value and f"{field}.{name}" not in OPTIONAL:
                 raise ValueError(f"{field}.{name}: missing")
         for name in value:
             if name not in expected and ... not in expected:

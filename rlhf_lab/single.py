@@ -128,10 +128,11 @@ def _loader(stage: str):
     return {"sft": load_demonstrations, "ppo": load_prompts}.get(stage, load_preferences)
 
 
-def _as_stage_rows(stage: str, rows: list[dict]) -> list[dict]:
+def _as_stage_rows(stage: str, rows: list) -> list:
+    """Rows of pairs as the stage reads them; each still knows its file and line."""
     if stage == "sft":
-        return [{"prompt": r["prompt"], "completion": r.get("completion", r.get("chosen"))} for r in rows]
-    return [{"prompt": r["prompt"]} for r in rows] if stage == "ppo" else rows
+        return [r.keeping(prompt=r["prompt"], completion=r.get("completion") or r["chosen"]) for r in rows]
+    return [r.keeping(prompt=r["prompt"]) for r in rows] if stage == "ppo" else rows
 
 
 def held_out_report(stage: str, profile: Profile, before: str, after: Path, rows: list[dict]) -> dict[str, dict]:

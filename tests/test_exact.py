@@ -174,6 +174,8 @@ def test_snis_by_hand():
     assert record.reward == pytest.approx(0.75 * math.log(3))
     assert record.kl == pytest.approx(0.25 * math.log(0.5) + 0.75 * math.log(1.5))
     assert record.effective_samples == pytest.approx(1.6)
+    huge = snis_frontier([[1000.0, 999.0]] * 2, [1e-3], min_effective_samples=1)[0]
+    assert huge.reward == pytest.approx(1000) and huge.kl == pytest.approx(math.log(2))
     assert record.reward_low == record.reward_high == pytest.approx(record.reward)  # the prompts do not differ
 
 
@@ -185,6 +187,14 @@ def test_snis_interval_covers_the_mean_over_prompts():
         record = snis_frontier(sampled_rewards(400, prompts=40, seed=seed)[0], [1.0], n_bootstrap=500)[0]
         missed += not record.reward_low < population < record.reward_high
     assert missed <= 5
+
+
+def test_snis_interval_has_the_width_of_the_normal_one():
+    """With a huge beta every weight is 1 / n, so the reward is a mean of plain means over 100 prompts."""
+    samples = sampled_rewards(50, prompts=100)[0]
+    record = snis_frontier(samples, [1e6], n_bootstrap=4000)[0]
+    standard_error = np.std([s.mean() for s in samples]) / 10
+    assert record.reward_high - record.reward_low == pytest.approx(2 * 1.96 * standard_error, rel=0.08)
 
 
 def test_too_few_samples_put_the_frontier_too_low_and_are_refused():

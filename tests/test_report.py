@@ -1,4 +1,4 @@
-"""The report stands alone, escapes what models say and leaves out what was not measured; the scoreboard has its shape."""
+"""The report stands alone, escapes what models say, leaves out what was not measured; the scoreboard has its shape."""
 
 import copy
 import json
@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from rlhf_lab import report
+from rlhf_lab import figures, report
 from rlhf_lab.evaluate import Interval, calibration_curve
 from rlhf_lab.report import summary, validate_scoreboard, write_report, write_scoreboard
 
@@ -176,11 +176,18 @@ def test_nothing_measured_is_a_page_all_the_same(tmp_path):
 
 
 @pytest.mark.parametrize("part", list(EVALUATION))
-def test_whatever_is_missing_is_left_out(tmp_path, part):
+def test_whatever_is_missing_is_left_out(tmp_path, monkeypatch, part):
     """Each part alone, and all but each part: no combination may fail."""
+    (blank := tmp_path / "blank.png").touch()
+    monkeypatch.setattr(figures, "save", lambda figure, path: blank)  # drawn, but rendering is slow and tested above
     without = {name: value for name, value in EVALUATION.items() if name != part}
     assert Page(write_report(tmp_path / "alone", {}, {part: EVALUATION[part]}, {}).read_text()).open == []
     assert Page(write_report(tmp_path / "without", SCOREBOARD, without, {}).read_text()).open == []
+
+
+def test_the_calibration_may_stand_with_the_rest_of_the_reward_model(tmp_path):
+    evaluation = {"reward": {"calibration": EVALUATION["calibration"]}}
+    assert len(Page(write_report(tmp_path, {}, evaluation, {}).read_text()).all("img")) == 1
 
 
 def test_curves_take_what_was_logged_with_what_stands_beside_it():
@@ -197,6 +204,7 @@ def test_a_good_scoreboard_is_written_whole(tmp_path):
     board = copy.deepcopy(SCOREBOARD)
     board["seconds"]["evaluate"] = np.float32(20.5)
     board["seed"] = np.int64(2)
+    board["sft"] = {"gold": 0.2, "mean_length": 41.0}  # may stand there, to compare PPO's and DPO's with
     path = write_scoreboard(tmp_path / "run" / "scoreboard.json", board)
     assert json.loads(path.read_text()) == {**board, "seed": 2, "seconds": {**board["seconds"], "evaluate": 20.5}}
     assert [entry.name for entry in path.parent.iterdir()] == ["scoreboard.json"]

@@ -1,7 +1,7 @@
 """Raw text of the help-desk world, for the base model: no chat markup, no labels, good and bad mixed as on the web.
 
-Three kinds of document: catalogue lines, customers' forum chatter, and logs of agents of every quality. Half of it is
-not a log at all; the chatter says its product again and again, which is where a small model learns to copy.
+Three kinds of document: catalogue lines, customers' forum chatter, and logs of agents of every quality. The chatter
+says its product again and again, which is where a small model learns to copy.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ def _log(rng: Random, held_out: frozenset[str]) -> str:
 
 
 def documents(n: int, seed: int, held_out: frozenset[str] = frozenset()) -> Iterator[str]:
-    """`n` documents: 10 % catalogue, 30 % forum, 60 % logs. No log holds a message of `held_out`."""
+    """`n` documents: 8 % catalogue, 22 % forum, 70 % logs. No log holds a message of `held_out`."""
     rng = Random(seed)
     for _ in range(n):
         kind = rng.random()
-        yield _catalogue(rng) if kind < 0.10 else _forum(rng) if kind < 0.40 else _log(rng, held_out)
+        yield _catalogue(rng) if kind < 0.08 else _forum(rng) if kind < 0.30 else _log(rng, held_out)

@@ -34,7 +34,7 @@ def gold_breakdown(message: str, reply: str) -> dict[str, float]:
     Takes any two strings. A message from outside the help desk leaves out the terms that need to know what it means.
     """
     ticket, sentences = read_message(message), read_reply(reply)
-    return {
+    terms = {
         "helpfulness": _helpfulness(ticket, sentences),
         "tone": _tone(ticket, sentences),
         "safety": _safety(ticket, sentences),
@@ -42,6 +42,7 @@ def gold_breakdown(message: str, reply: str) -> dict[str, float]:
         "coherence": _coherence(sentences),
         "brevity": _brevity(reply, sentences),
     }
+    return {name: value + 0.0 for name, value in terms.items()}  # no -0.0, which prints oddly
 
 
 def gold_reward(message: str, reply: str) -> float:

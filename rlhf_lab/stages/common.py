@@ -17,13 +17,17 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from rlhf_lab.checks import check_disk, check_lengths, check_model_dir
+from rlhf_lab.data import check_tokens
 from rlhf_lab.errors import UserError
+from rlhf_lab.models import load_tokenizer
 from rlhf_lab.profiles import Profile
 
 RESULT_FILE = "stage.json"
 RUNS_DIR = Path("runs")
 STAGES_DIR = RUNS_DIR / "stages"
 PACKAGE = Path(__file__).resolve().parent.parent
+DISK_MB = 200  # a stage of the smallest model, checkpoint included
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate")
 
 
@@ -84,7 +88,7 @@ def cache_key(
         "profile": {k: v for k, v in asdict(profile).items() if k not in ("sft", "reward", "ppo", "dpo")},
         "settings": {k: str(v) for k, v in sorted(settings.items())},
         "inputs": {k: _content_hash(Path(v)) if Path(v).exists() else str(v) for k, v in sorted(inputs.items())},
-        "code": _source_hash(("models.py", "data.py", "stages/common.py", *code)),
+        "code": _source_hash(("models.py", "data.py", *code)),
         "libraries": library_versions(),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
@@ -107,32 +111,44 @@ def run_cached(
 ) -> StageResult:
     """Train into `folder` unless it already holds the result of `key`.
 
-    The record is written last and at once, so that a folder is either finished or known not to be. Checkpoints of an
-    interrupted run of the same key are gone on from; those of another key are removed.
+    Work goes on in a hidden folder beside it and takes its place only when done, so an earlier result survives a run
+    that fails, and no folder is ever half-written. A run that was interrupted after a checkpoint is gone on from;
+    one that failed before its first leaves nothing.
     """
     if not force and (done := load_result(folder, key)):
         return done
-    marker = folder / "checkpoints" / "key"
-    if folder.exists() and (force or not marker.is_file() or marker.read_text() != key):
-        if any(folder.iterdir()) and not (folder / RESULT_FILE).is_file() and not (folder / "checkpoints").is_dir():
-            raise UserError(
-                "the output folder holds files that no stage wrote",
-                where=str(folder),
-                fix="Name an empty or new folder with --output",
-            )
-        shutil.rmtree(folder)
+    _refuse_foreign(folder)
+    partial = folder.parent / f".{folder.name}.partial"
+    marker = partial / "checkpoints" / "key"
+    if partial.exists() and (force or not marker.is_file() or marker.read_text(encoding="utf-8") != key):
+        shutil.rmtree(partial)
     marker.parent.mkdir(parents=True, exist_ok=True)
-    marker.write_text(key)
+    marker.write_text(key, encoding="utf-8")
     started = time.time()
-    with PeakMemory() as memory:
-        metrics, history = train(folder)
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    try:
+        with PeakMemory() as memory:
+            metrics, history = train(partial)
+    except BaseException:
+        if not any(marker.parent.glob("checkpoint-*")):
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
     result = StageResult(folder, metrics, history, time.time() - started, memory.peak_mb, key)
     record = {k: v for k, v in dataclasses.asdict(result).items() if k not in ("path", "cached")}
-    temporary = folder / (RESULT_FILE + ".tmp")
-    temporary.write_text(json.dumps(record | {"libraries": library_versions()}, indent=1), encoding="utf-8")
-    os.replace(temporary, folder / RESULT_FILE)
+    record["libraries"] = library_versions()
+    (partial / RESULT_FILE).write_text(json.dumps(record, indent=1), encoding="utf-8")
+    shutil.rmtree(partial / "checkpoints")
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.replace(partial, folder)
     return result
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Raise UserError when `folder` holds something that no stage wrote: it would be replaced."""
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / RESULT_FILE).is_file():
+        raise UserError("holds files that no stage wrote", where=str(folder), fix="Name a new folder with --output")
+    if folder.is_file():
+        raise UserError("is a file, not a folder", where=str(folder), fix="Name a new folder with --output")
 
 
 @dataclass(frozen=True)
@@ -146,6 +162,17 @@ class Job:
     folder: Path
     seed: int
     settings: dict
+
+    def tokenizer(self, max_length: int):
+        """The model's tokenizer, once model, lengths, rows and disk have been checked: nothing heavy has loaded yet."""
+        model = self.inputs["model"]
+        found = check_model_dir(model)
+        if found is not None:
+            check_lengths(found, max_length, "max_length")
+        check_disk(self.folder, DISK_MB)
+        tokenizer = load_tokenizer(model)
+        check_tokens(self.rows, tokenizer, max_length, self.source)
+        return tokenizer
 
     def config(self, config_class, **defaults):
         """The trainer's config: the stage's defaults, then the profile's settings and the user's."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rlhf_lab.data import check_tokens, load_preferences
-from rlhf_lab.models import load_policy, load_tokenizer, lora_config, save_adapter
+from rlhf_lab.data import load_preferences
+from rlhf_lab.models import load_policy, lora_config, save_adapter
 from rlhf_lab.profiles import Profile
 from rlhf_lab.stages.common import Job, StageResult, run_trainer, stage
 
@@ -37,9 +37,8 @@ def _train(job: Job) -> tuple[dict[str, float], list[dict]]:
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
-    tokenizer = load_tokenizer(job.inputs["model"])
     config = job.config(DPOConfig, max_length=job.profile.max_length)
-    check_tokens(job.rows, tokenizer, config.max_length, job.source)
+    tokenizer = job.tokenizer(config.max_length)
     trainer = DPOTrainer(
         model=load_policy(job.inputs["model"], job.profile),
         args=config,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rlhf_lab.data import load_prompts
-from rlhf_lab.models import load_policy, load_tokenizer, lora_config, save_adapter
+from rlhf_lab.models import load_policy, lora_config, save_adapter
 from rlhf_lab.profiles import Profile
 from rlhf_lab.stages.common import Job, StageResult, run_trainer, stage
 
@@ -37,8 +37,8 @@ def _train(job: Job) -> tuple[dict[str, float], list[dict]]:
 
     from rlhf_lab.ppo import PPOConfig, PPOTrainer
 
-    tokenizer = load_tokenizer(job.inputs["model"])
     config = job.config(PPOConfig, response_length=job.profile.response_length, temperature=1.0)
+    tokenizer = job.tokenizer(job.profile.max_length)
     trainer = PPOTrainer(
         args=config,
         processing_class=tokenizer,

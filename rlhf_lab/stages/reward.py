@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rlhf_lab.data import check_tokens, load_preferences
-from rlhf_lab.models import load_reward_model, load_tokenizer, lora_config, save_adapter
+from rlhf_lab.data import load_preferences
+from rlhf_lab.models import load_reward_model, lora_config, save_adapter
 from rlhf_lab.profiles import Profile
 from rlhf_lab.stages.common import Job, StageResult, run_trainer, stage
 
@@ -38,9 +38,8 @@ def _train(job: Job) -> tuple[dict[str, float], list[dict]]:
     from transformers import set_seed
     from trl import RewardConfig, RewardTrainer
 
-    tokenizer = load_tokenizer(job.inputs["model"])
     config = job.config(RewardConfig, max_length=job.profile.max_length)
-    check_tokens(job.rows, tokenizer, config.max_length, job.source)
+    tokenizer = job.tokenizer(config.max_length)
     set_seed(job.seed)  # the score head is drawn when the model is loaded
     trainer = RewardTrainer(
         model=load_reward_model(job.inputs["model"], job.profile),

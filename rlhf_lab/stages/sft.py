@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rlhf_lab.data import check_tokens, load_demonstrations
-from rlhf_lab.models import load_policy, load_tokenizer, lora_config, merge_and_save
+from rlhf_lab.data import load_demonstrations
+from rlhf_lab.models import load_policy, lora_config, merge_and_save
 from rlhf_lab.profiles import Profile
 from rlhf_lab.stages.common import Job, StageResult, run_trainer, stage
 
@@ -37,15 +37,14 @@ def _train(job: Job) -> tuple[dict[str, float], list[dict]]:
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    tokenizer = load_tokenizer(job.inputs["model"])
     config = job.config(SFTConfig, max_length=job.profile.max_length, completion_only_loss=True)
-    check_tokens(job.rows, tokenizer, config.max_length, job.source)
+    tokenizer = job.tokenizer(config.max_length)
     trainer = SFTTrainer(
         model=load_policy(job.inputs["model"], job.profile),
         args=config,
         train_dataset=Dataset.from_list(job.rows),
         processing_class=tokenizer,
-        peft_config=lora_config(job.profile, "CAUSAL_LM", tokenizer),
+        peft_config=lora_config(job.profile, "CAUSAL_LM"),
     )
     history = run_trainer(trainer, "SFT")
     merge_and_save(job.inputs["model"], trainer.model, tokenizer, job.profile, job.folder)

@@ -39,7 +39,9 @@ def test_no_sentence_of_a_reply_is_ambiguous():
     for family, groups in words.FAMILIES.items():
         for group, sentences in groups.items():
             for sentence in sentences:
-                assert sentence.lower() not in seen, f"{sentence!r} is in {(family, group)} and {seen[sentence.lower()]}"
+                assert sentence.lower() not in seen, (
+                    f"{sentence!r} is in {(family, group)} and {seen[sentence.lower()]}"
+                )
                 assert re.fullmatch(r"[^.!?]+[.!?]", sentence), f"{sentence!r} would split into two sentences"
                 seen[sentence.lower()] = (family, group)
 
@@ -67,7 +69,8 @@ def test_better_agents_have_the_habits_they_claim():
 
 
 @pytest.mark.parametrize(
-    "text", ["", " ", "\n\n", "...", "?!", "日本語", "\x00", "a" * 10_000, "The {item} broke.", "💥 kettle toaster", "{", "%s"]
+    "text",
+    ["", " ", "\n\n", "...", "?!", "日本語", "\x00", "a" * 10_000, "The {item} broke.", "💥 kettle toaster", "{", "%s"],
 )
 def test_any_string_can_be_read(text):
     read_message(text)
