@@ -3,8 +3,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# Two threads contend badly with spinning barriers on a busy laptop; passive waiting costs nothing on a free one.
-export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: help run test lab notebooks bench
 

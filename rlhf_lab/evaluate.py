@@ -353,6 +353,7 @@ def sequence_kl(
     `reference` None means the model itself with its adapters off, so it must be a PeftModel. Completions are read as
     `reply_logps` reads them.
     """
+    _same_length(prompts, completions)
     if reference is None and not hasattr(model, "disable_adapter"):
         raise ValueError("without a reference, the model must be a PeftModel whose adapters can be switched off")
     how = {"batch_size": batch_size, "progress": progress, "description": description}
@@ -456,10 +457,9 @@ def _inference(model) -> Iterator[None]:
     """Dropout off, no gradients; each module's training flag is put back afterwards."""
     import torch
 
-    flags = [] if model is None else [(module, module.training) for module in model.modules()]
+    flags = [(module, module.training) for module in model.modules()]
     try:
-        if model is not None:
-            model.eval()
+        model.eval()
         with torch.no_grad():
             yield
     finally:

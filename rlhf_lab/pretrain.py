@@ -44,7 +44,7 @@ class PretrainConfig:
     num_hidden_layers: int = 5
     num_attention_heads: int = 6
     max_position_embeddings: int = 512
-    max_steps: int = 3600
+    max_steps: int = 2700
     per_device_train_batch_size: int = 32
     learning_rate: float = 4e-3
     warmup_steps: int = 100

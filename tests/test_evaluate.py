@@ -442,7 +442,7 @@ def test_k1_averaged_over_every_reply_is_the_kl_divergence(adapted, tokenizer):
 
 def test_kl_needs_a_reference(model, tokenizer):
     with pytest.raises(ValueError, match="PeftModel"):
-        sequence_kl(model, tokenizer, PROMPTS, ["a"] * 5)
+        sequence_kl(model, tokenizer, PROMPTS, ["a"] * len(PROMPTS))
     with pytest.raises(ValueError, match="5 prompts against 1 completions"):
         sequence_kl(model, tokenizer, PROMPTS, ["a"])
 

@@ -1,0 +1,264 @@
+"""The PPO engine on a Llama of a few thousand parameters: what must hold whatever the hyperparameters."""
+
+import json
+from dataclasses import fields
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+
+from rlhf_lab.errors import UserError
+from rlhf_lab.ppo import PPOConfig, PPOTrainer
+from rlhf_lab.ppo.roles import position_ids
+from rlhf_lab.ppo.rollout import response_mask, score_by_function
+from rlhf_lab.profiles import DATA_DIR
+
+PROMPTS = [
+    "Hey, my kettle broke.",
+    "Where is my tent?",
+    "I was charged twice for the oven and I am angry.",
+    "Good morning, the sofa is late.",
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(DATA_DIR / "tiny-llama")
+
+
+def tiny(tokenizer, cls=LlamaForCausalLM, seed=0, **extra):
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **extra,
+    )
+    return cls(config)
+
+
+def trainer(tokenizer, folder, reward=None, **settings):
+    arguments = {
+        "output_dir": str(folder),
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "report_to": "none",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "num_mini_batches": 2,
+        "num_ppo_epochs": 2,
+        "total_episodes": 16,
+        "response_length": 8,
+        "temperature": 1.0,
+        "learning_rate": 1e-2,
+        "logging_steps": 1,
+        "max_grad_norm": 0.0,
+    }
+    return PPOTrainer(
+        args=PPOConfig(**(arguments | settings)),
+        processing_class=tokenizer,
+        model=tiny(tokenizer),
+        reward_model=reward or (lambda prompts, completions, **_: [len(c[0]["content"]) / 10 for c in completions]),
+        train_dataset=Dataset.from_list([{"prompt": [{"role": "user", "content": p}]} for p in PROMPTS * 2]),
+        peft_config=LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"),
+    )
+
+
+def filled(t):
+    """A scored batch with advantages."""
+    t._start(None)
+    batch = t.rollout(t._next_rows())
+    t.score(batch)
+    t.compute_advantages(batch)
+    return batch
+
+
+def test_config_has_trl_1_12s_fields_and_defaults():
+    # trl 1.12.0, trl/experimental/ppo/ppo_config.py
+    expected = {
+        "learning_rate": 3e-6, "logging_steps": 10, "num_mini_batches": 1, "total_episodes": None,
+        "local_rollout_forward_batch_size": 64, "num_sample_generations": 10, "response_length": 53,
+        "stop_token": None, "stop_token_id": None, "temperature": 0.7, "missing_eos_penalty": None,
+        "num_ppo_epochs": 4, "whiten_rewards": False, "kl_coef": 0.05, "kl_estimator": "k1", "cliprange": 0.2,
+        "vf_coef": 0.1, "cliprange_value": 0.2, "gamma": 1.0, "lam": 0.95, "gradient_checkpointing": True,
+    }  # fmt: skip
+    ours = {field.name: field.default for field in fields(PPOConfig)}
+    assert {name: ours[name] for name in expected} == expected
+
+
+def test_response_mask_ends_with_the_first_stop_token():
+    mask, ended = response_mask(torch.tensor([[5, 9, 7, 9], [5, 6, 7, 8], [9, 9, 9, 9]]), stop_id=9)
+    assert mask.tolist() == [[True, True, False, False], [True] * 4, [True, False, False, False]]
+    assert ended.tolist() == [True, False, True]
+
+
+def test_positions_count_tokens_and_not_padding():
+    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 0, 0]])
+    assert position_ids(mask).tolist() == [[0, 0, 0, 1, 2], [0, 1, 2, 2, 2]]
+
+
+def test_at_the_start_the_policy_is_the_reference_and_the_ratio_is_one(tokenizer, tmp_path):
+    t = trainer(tokenizer, tmp_path)
+    batch = filled(t)
+    assert torch.equal(batch.logps, batch.ref_logps)
+    stats = {}
+    from collections import defaultdict
+
+    stats = defaultdict(list)
+    t._minibatch_step(batch, torch.arange(4), stats)
+    assert stats["val/ratio"][0] == pytest.approx(1, abs=1e-5)
+    assert stats["policy/approxkl_avg"][0] == pytest.approx(0, abs=1e-9)
+    assert stats["policy/clipfrac_avg"][0] == 0
+
+
+def test_rollout_scores_what_the_policy_says_of_its_own_tokens(tokenizer, tmp_path):
+    """Each log-prob equals that of a plain forward pass over the row alone, unpadded."""
+    t = trainer(tokenizer, tmp_path, temperature=0.8)
+    batch = filled(t)
+    for row in range(3):
+        prompt = batch.queries[row][batch.query_mask[row].bool()]
+        reply = batch.responses[row][batch.mask[row]]
+        with torch.no_grad():
+            logits = t.model(input_ids=torch.cat([prompt, reply])[None]).logits[0, len(prompt) - 1 : -1] / 0.8
+        expected = logits.log_softmax(-1).gather(-1, reply[:, None]).squeeze(-1)
+        torch.testing.assert_close(batch.logps[row][batch.mask[row]], expected, atol=1e-5, rtol=1e-5)
+        assert batch.logps[row][~batch.mask[row]].abs().sum() == 0 or not (~batch.mask[row]).any()
+
+
+def gradients(t, batch, micro):
+    from collections import defaultdict
+
+    t.args.per_device_train_batch_size = micro
+    kept = {}
+    step = t.optimizer.step
+    t.optimizer.step = lambda: kept.update({n: p.grad.clone() for n, p in t._trained().items() if p.grad is not None})
+    t._minibatch_step(batch, torch.arange(8), defaultdict(list))
+    t.optimizer.step = step
+    return kept
+
+
+def test_micro_batches_give_the_gradient_of_the_whole(tokenizer, tmp_path):
+    t = trainer(tokenizer, tmp_path)
+    batch = filled(t)
+    whole, pieces = gradients(t, batch, 8), gradients(t, batch, 1)
+    assert whole.keys() == pieces.keys() and len(whole) > 10
+    for name in whole:
+        torch.testing.assert_close(pieces[name], whole[name], atol=1e-5, rtol=1e-4)
+
+
+def test_more_padding_changes_nothing(tokenizer, tmp_path):
+    t = trainer(tokenizer, tmp_path)
+    batch = filled(t)
+    before = gradients(t, batch, 4)
+    n, pad = len(batch.prompts), tokenizer.pad_token_id
+    batch.queries = torch.cat([torch.full((n, 5), pad), batch.queries], dim=1)
+    batch.query_mask = torch.cat([torch.zeros((n, 5), dtype=torch.long), batch.query_mask], dim=1)
+    batch.responses = torch.cat([batch.responses, torch.full((n, 3), pad)], dim=1)
+    for name in ("mask", "logps", "ref_logps", "values", "rewards", "advantages", "returns"):
+        old = getattr(batch, name)
+        setattr(batch, name, torch.cat([old, torch.zeros((n, 3), dtype=old.dtype)], dim=1))
+    after = gradients(t, batch, 4)
+    for name in before:
+        torch.testing.assert_close(after[name], before[name], atol=1e-6, rtol=1e-4)
+
+
+def test_it_learns_what_is_rewarded(tokenizer, tmp_path):
+    """Reward the share of one token; after a few updates the policy says it far more often."""
+    wanted = tokenizer.encode(" kettle", add_special_tokens=False)[0]
+
+    def reward(prompts, completions, **_):
+        return [sum(i == wanted for i in tokenizer.encode(c[0]["content"])) for c in completions]
+
+    t = trainer(
+        tokenizer, tmp_path, reward, total_episodes=1600, per_device_train_batch_size=16, learning_rate=2e-2,
+        kl_coef=0.0, num_ppo_epochs=4, max_grad_norm=1.0,
+    )  # fmt: skip
+    t.train()
+    scores = [entry["objective/scores"] for entry in t.state.log_history]
+    assert scores[-1] > scores[0] + 1.0
+
+
+def test_missing_eos_penalty_is_taken_off_unended_replies_only(tokenizer, tmp_path):
+    t = trainer(
+        tokenizer, tmp_path, lambda prompts, completions, **_: [1.0] * len(completions), missing_eos_penalty=3.0
+    )
+    batch = filled(t)
+    assert torch.equal(batch.scores, torch.where(batch.ended, 1.0, -2.0))
+
+
+def test_resume_gives_the_same_weights_as_no_break(tokenizer, tmp_path):
+    settings = {"save_strategy": "steps", "save_steps": 1, "total_episodes": 24}
+    straight = trainer(tokenizer, tmp_path / "a", **settings)
+    straight.train()
+    resumed = trainer(tokenizer, tmp_path / "a", **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-2"))
+    assert resumed.state.global_step == straight.state.global_step == 3
+    for name, parameter in straight._trained().items():
+        assert torch.equal(parameter, resumed._trained()[name]), name
+
+
+def test_a_broken_checkpoint_is_refused(tokenizer, tmp_path):
+    settings = {"save_strategy": "steps", "save_steps": 1, "total_episodes": 8}
+    trainer(tokenizer, tmp_path, **settings).train()
+    weights = tmp_path / "checkpoint-1" / "ppo_trained.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"checkpoint-1.*cannot be read"):
+        trainer(tokenizer, tmp_path, **settings).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+
+
+def test_separate_models_as_in_trl_1_12(tokenizer, tmp_path):
+    t = PPOTrainer(
+        args=PPOConfig(
+            output_dir=str(tmp_path), use_cpu=True, bf16=False, gradient_checkpointing=False, report_to="none",
+            save_strategy="no", disable_tqdm=True, per_device_train_batch_size=4, total_episodes=8, response_length=6,
+        ),
+        processing_class=tokenizer,
+        model=tiny(tokenizer),
+        ref_model=tiny(tokenizer),
+        reward_model=tiny(tokenizer, LlamaForSequenceClassification, seed=1, num_labels=1),
+        value_model=tiny(tokenizer, LlamaForSequenceClassification, seed=2, num_labels=1),
+        train_dataset=Dataset.from_list([{"input_ids": tokenizer(p)["input_ids"]} for p in PROMPTS]),
+    )  # fmt: skip
+    t.train()
+    assert t.state.global_step == 2
+    assert {"objective/kl", "objective/scores", "policy/approxkl_avg", "val/ratio", "eps"} - set(
+        t.state.log_history[0]
+    ) <= {"eps"}
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        (lambda prompts, completions: 1 / 0, "ZeroDivisionError"),
+        (lambda prompts, completions: [1.0], "expected 2 scores, got 1"),
+        (lambda prompts, completions: None, "expected 2 scores, got NoneType"),
+        (lambda prompts, completions: [1.0, None], "score 1 is None"),
+        (lambda prompts, completions: ["a", "b"], "score 0 is 'a'"),
+        (lambda prompts, completions: [float("nan"), 0.0], "score 0 is nan"),
+    ],
+)
+def test_a_bad_reward_function_is_reported_by_name(function, said):
+    function.__name__ = "politeness"
+    with pytest.raises(UserError, match="politeness") as error:
+        score_by_function(function, ["a", "b"], ["c", "d"], {})
+    assert said in str(error.value)
+
+
+def test_adaptive_kl_is_saved_and_restored(tokenizer, tmp_path):
+    settings = {"adap_kl_ctrl": True, "target": 0.01, "horizon": 10, "save_strategy": "steps", "save_steps": 1}
+    t = trainer(tokenizer, tmp_path, **settings)
+    t.train()
+    record = json.loads((tmp_path / "checkpoint-2" / "ppo_state.json").read_text())
+    assert record["kl_coef"] == t.kl_controller.value != 0.05
