@@ -25,6 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+STAGES = ("sft", "reward", "ppo", "dpo")
 # Options that typer does not know are fields of the trainer's config.
 FIELDS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
@@ -69,25 +70,38 @@ def doctor() -> None:
 def run(
     context: typer.Context,
     profile: ProfileOption = "tiny",
+    data: DataOption = None,
+    model: ModelOption = None,
     seed: SeedOption = 0,
     output: OutputOption = None,
     force: ForceOption = False,
-    model: ModelOption = None,
+    columns: ColumnsOption = None,
+    report_to: Annotated[str | None, typer.Option(help="Log the training to tensorboard or trackio.")] = None,
 ) -> None:
-    """The whole chain on the help desk, then the report. Fields of a stage: --sft.FIELD, --reward.FIELD, ..."""
-    from rlhf_lab.pipeline import run as run_chain
+    """The whole chain, then the report: on the help desk, or on preference pairs of your own (--data).
 
-    settings: dict[str, dict] = {}
+    Fields of a stage's config are options too: --sft.FIELD, --reward.FIELD, --ppo.FIELD, --dpo.FIELD.
+    """
+    settings: dict[str, dict] = {stage: {} for stage in STAGES}
     for name, value in _fields(context).items():
         stage, _, field = name.partition(".")
-        if stage not in ("sft", "reward", "ppo", "dpo") or not field:
+        if stage not in STAGES or not field:
             raise UserError(
-                f"unknown option --{name}", where="rlhf-lab run", fix="Write --STAGE.FIELD, as --ppo.kl-coef"
+                f"unknown option --{name}", where="rlhf-lab run", fix="Write --STAGE.FIELD: --ppo.kl-coef 0.1"
             )
-        settings.setdefault(stage, {})[field] = value
+        settings[stage][field] = value
     settings = {stage: _typed(stage, fields) for stage, fields in settings.items()}
-    chosen = _profile(profile, model)
-    result = run_chain(chosen, seed=seed, output=output, force=force, settings=settings)
+    if report_to:
+        settings = {stage: fields | {"report_to": report_to} for stage, fields in settings.items()}
+    chosen = get_profile(profile)
+    if data is not None or profile != "tiny":
+        from rlhf_lab.single import run_pairs
+
+        run_pairs(chosen, data, model=model, seed=seed, output=output, force=force, columns=columns, settings=settings)
+        return
+    from rlhf_lab.pipeline import run as run_chain
+
+    result = run_chain(_with_model(chosen, model), seed=seed, output=output, force=force, settings=settings)
     _print_scoreboard(result.scoreboard)
 
 
@@ -220,10 +234,9 @@ def lab() -> None:
     raise typer.Exit(subprocess.call([sys.executable, "-m", "jupyterlab", str(REPO_ROOT / "notebooks")]))
 
 
-def _profile(name: str, model: str | None):
+def _with_model(profile, model: str | None):
     import dataclasses
 
-    profile = get_profile(name)
     return dataclasses.replace(profile, model=model) if model else profile
 
 

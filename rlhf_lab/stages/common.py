@@ -27,6 +27,7 @@ RESULT_FILE = "stage.json"
 RUNS_DIR = Path("runs")
 STAGES_DIR = RUNS_DIR / "stages"
 PACKAGE = Path(__file__).resolve().parent.parent
+NOT_DECIDING = ("report_to", "run_name", "disable_tqdm")  # settings that leave the result as it is
 DISK_MB = 200  # a stage of the smallest model, checkpoint included
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate")
 
@@ -86,7 +87,7 @@ def cache_key(
     parts = {
         "stage": stage,
         "profile": {k: v for k, v in asdict(profile).items() if k not in ("sft", "reward", "ppo", "dpo")},
-        "settings": {k: str(v) for k, v in sorted(settings.items())},
+        "settings": {k: str(v) for k, v in sorted(settings.items()) if k not in NOT_DECIDING},
         "inputs": {k: _content_hash(Path(v)) if Path(v).exists() else str(v) for k, v in sorted(inputs.items())},
         "code": _source_hash(("models.py", "data.py", *code)),
         "libraries": library_versions(),
@@ -177,6 +178,8 @@ class Job:
     def config(self, config_class, **defaults):
         """The trainer's config: the stage's defaults, then the profile's settings and the user's."""
         arguments = training_arguments(self.profile, self.folder, self.seed, defaults | self.settings)
+        # Checkpoints go once a stage is done; its log stays.
+        os.environ["TENSORBOARD_LOGGING_DIR"] = str(RUNS_DIR / "tensorboard" / self.folder.name.strip("."))
         return build_config(config_class, arguments, config_class.__name__)
 
 
