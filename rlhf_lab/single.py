@@ -137,8 +137,8 @@ def run_pairs(
 ) -> Path:
     """The whole chain on preference pairs whose true reward nobody knows; returns the report.
 
-    A fifth of the rows, 200 at most, is held out. SFT sees the chosen replies; what is measured is the share of held-out
-    pairs that each model ranks as the people did, before and after.
+    A fifth of the rows, 200 at most, is held out. SFT sees the chosen replies; what is measured is the share of
+    held-out pairs that each model ranks as the people did, before and after.
     """
     from rlhf_lab.report import write_report
 

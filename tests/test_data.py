@@ -11,7 +11,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from rlhf_lab import data
+from rlhf_lab import data, files
 from rlhf_lab.errors import UserError
 
 REAL_FILE = Path("/work/shared/data/instruction-preferences.json")
@@ -602,7 +602,7 @@ def test_rows_go_into_a_dataset(jsonl):
 def test_written_rows_are_read_back(tmp_path):
     path = tmp_path / "deep" / "pairs.jsonl"
     row = {"prompt": [user("Grüße, 你好")], "chosen": [assistant("a")], "rejected": [assistant("b")]}
-    assert data.write_jsonl(path, [row, row]) == path
+    assert files.write_jsonl(path, [row, row]) == path
     text = path.read_text(encoding="utf-8")
     assert "Grüße, 你好" in text
     assert text.endswith("}\n")
@@ -611,14 +611,14 @@ def test_written_rows_are_read_back(tmp_path):
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "pairs.jsonl"
-    data.write_jsonl(path, [PLAIN])
+    files.write_jsonl(path, [PLAIN])
 
     def rows():
         yield PLAIN
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        data.write_jsonl(path, rows())
+        files.write_jsonl(path, rows())
     assert data.load_preferences(path) == [OURS]
     assert list(tmp_path.iterdir()) == [path]
 
@@ -627,7 +627,7 @@ def test_full_disk_while_writing(tmp_path, monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(data.os, "replace", full)
-    message = message_of(data.write_jsonl, tmp_path / "pairs.jsonl", [PLAIN])
+    monkeypatch.setattr(files.os, "replace", full)
+    message = message_of(files.write_jsonl, tmp_path / "pairs.jsonl", [PLAIN])
     assert "pairs.jsonl: cannot be written (No space left on device)" in message
     assert list(tmp_path.iterdir()) == []
