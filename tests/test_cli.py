@@ -1,0 +1,70 @@
+"""The command line: help for each command, values typed as the config says, and one small run measured."""
+
+import json
+
+import pytest
+
+from rlhf_lab.cli import _fields
+from rlhf_lab.errors import UserError
+from rlhf_lab.pipeline import HELPDESK
+from rlhf_lab.single import parse_fields
+
+COMMANDS = ["doctor", "run", "pretrain", "sft", "reward", "ppo", "dpo", "evaluate", "compare", "chat", "fetch", "lab"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example(cli, command):
+    code, out, _ = cli(command, "--help")
+    assert code == 0 and f"Example: rlhf-lab {command}" in " ".join(out.split())
+
+
+@pytest.mark.parametrize("command", ["run", "sft", "reward", "ppo", "dpo"])
+def test_common_options(cli, command):
+    _, out, _ = cli(command, "--help")
+    for option in ("--profile", "--data", "--model", "--seed", "--output", "--force"):
+        assert option in out
+
+
+def test_version(cli):
+    assert cli("--version")[1].strip() == "0.1.0"
+
+
+class Context:
+    command_path = "rlhf-lab dpo"
+
+    def __init__(self, *args):
+        self.args = list(args)
+
+
+def test_fields_are_read_in_each_spelling():
+    assert _fields(Context("--learning-rate", "1e-4", "--beta=0.2", "--gradient-checkpointing")) == {
+        "learning_rate": "1e-4",
+        "beta": "0.2",
+        "gradient_checkpointing": "true",
+    }
+    with pytest.raises(UserError, match="stray"):
+        _fields(Context("stray"))
+
+
+def test_fields_get_the_types_of_the_config():
+    typed = parse_fields(
+        "dpo", {"learning_rate": "1e-4", "max_steps": "7", "beta": "0.2", "precompute_ref_log_probs": "true"}
+    )
+    assert typed == {"learning_rate": 1e-4, "max_steps": 7, "beta": 0.2, "precompute_ref_log_probs": True}
+    assert parse_fields("ppo", {"num_ppo_epochs": "3", "kl_coef": "0.1"}) == {"num_ppo_epochs": 3, "kl_coef": 0.1}
+
+
+def test_a_stage_of_ones_own_data_is_measured_before_and_after(cli, tmp_path):
+    lines = (HELPDESK / "preferences_test.jsonl").read_text(encoding="utf-8").splitlines()[:40]
+    data = tmp_path / "mine.json"
+    rows = [json.loads(line) for line in lines]
+    data.write_text(json.dumps([{"q": r["prompt"], "good": r["chosen"], "bad": r["rejected"]} for r in rows]))
+    code, out, err = cli(
+        "dpo", "--data", data, "--columns", "prompt=q,chosen=good,rejected=bad", "--train-rows", 16, "--test-rows", 20,
+        "--max-steps", 2, "--per-device-train-batch-size", 8, "--output", tmp_path / "out",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "20 held-out pairs" in out
+    report = json.loads((tmp_path / "out" / "held_out.json").read_text())
+    for interval in report.values():
+        assert 0 <= interval["low"] <= interval["value"] <= interval["high"] <= 1

@@ -1,0 +1,123 @@
+"""The shipped Llama is what its card says: small, with Llama 3's tokens, one BOS, and able to copy and to parse."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from rlhf_lab.helpdesk.datasets import held_out_messages
+from rlhf_lab.pretrain import SPECIAL_TOKENS
+from rlhf_lab.profiles import DATA_DIR
+
+FOLDER = DATA_DIR / "tiny-llama"
+CHAT = [
+    {"role": "user", "content": "Hey, where is my kettle?"},
+    {"role": "assistant", "content": "I found your kettle and it arrives on Friday."},
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(FOLDER)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return AutoModelForCausalLM.from_pretrained(FOLDER, dtype=torch.float32)
+
+
+def test_size_and_architecture(model):
+    assert AutoConfig.from_pretrained(FOLDER).architectures == ["LlamaForCausalLM"]
+    assert 2e6 <= sum(p.numel() for p in model.parameters()) <= 4e6
+    assert (FOLDER / "model.safetensors").stat().st_size <= 10e6
+    assert not list(FOLDER.glob("*.bin"))
+
+
+def test_the_card_states_what_is_promised():
+    card = json.loads((FOLDER / "card.json").read_text(encoding="utf-8"))
+    assert card["minutes"] <= 20
+    assert card["parses"] >= 0.98
+    assert card["right_item"] >= card["corpus_right_item"] - 0.03
+    text = (FOLDER / "README.md").read_text(encoding="utf-8")
+    for name in ("perplexity", "parses", "right_item", "corpus_right_item"):
+        shown = f"{card[name]:.2f}" if name == "perplexity" else f"{card[name]:.1%}"
+        assert shown in text
+
+
+def test_what_the_card_says_of_copying_holds_on_the_spot(tokenizer, model):
+    """A fresh sample from the shipped weights; the bounds leave room for the chance in 192 replies."""
+    from rlhf_lab.evaluate import generate
+    from rlhf_lab.helpdesk.corpus import LOG_STOP, LOG_TEMPLATE
+    from rlhf_lab.helpdesk.grammar import read_message, read_reply
+
+    card = json.loads((FOLDER / "card.json").read_text(encoding="utf-8"))
+    messages = sorted(held_out_messages())[:192]
+    asked = [LOG_TEMPLATE.format(message=message) for message in messages]
+    texts = generate(model, tokenizer, asked, max_new_tokens=96, batch_size=96, seed=5, progress=False)
+    replies = [text.split(LOG_STOP)[0] for text in texts]
+    parses = sum(all(s.family for s in read_reply(r)) for r in replies) / len(replies)
+    fixes = [
+        sentence.item == read_message(message).item
+        for message, reply in zip(messages, replies, strict=True)
+        for sentence in read_reply(reply)
+        if sentence.family == "fix"
+    ]
+    assert parses > card["parses"] - 0.04
+    assert sum(fixes) / len(fixes) > card["corpus_right_item"] - 0.09
+
+
+def test_special_tokens_are_llama_3s(tokenizer):
+    vocabulary = tokenizer.get_vocab()
+    assert all(token in vocabulary for token in SPECIAL_TOKENS)
+    assert tokenizer.bos_token == "<|begin_of_text|>"
+    assert tokenizer.eos_token == "<|eot_id|>"
+    assert tokenizer.pad_token == "<|finetune_right_pad_id|>"
+    assert tokenizer.pad_token_id not in (tokenizer.eos_token_id, vocabulary["<|end_of_text|>"])
+
+
+def test_exactly_one_bos_after_the_template(tokenizer):
+    ids = tokenizer.apply_chat_template(CHAT, tokenize=True, return_dict=True)["input_ids"]
+    assert ids.count(tokenizer.bos_token_id) == 1 and ids[0] == tokenizer.bos_token_id
+    # the trap: rendered to text first, and tokenised as if it were plain
+    twice = tokenizer(tokenizer.apply_chat_template(CHAT, tokenize=False))["input_ids"]
+    assert twice.count(tokenizer.bos_token_id) == 2
+
+
+def test_the_template_is_llama_3s(tokenizer):
+    assert tokenizer.apply_chat_template(CHAT, tokenize=False) == (
+        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nHey, where is my kettle?<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\nI found your kettle and it arrives on Friday.<|eot_id|>"
+    )
+    asked = tokenizer.apply_chat_template(CHAT[:1], tokenize=False, add_generation_prompt=True)
+    assert asked.endswith("<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n")
+
+
+@pytest.mark.parametrize(
+    "text", ["Ünïcode, 日本語, العربية", "emoji 🦙🦙", "tabs\tand\nlines\r\n", "  spaces  ", "\x00\x7f"]
+)
+def test_any_text_comes_back_unchanged(tokenizer, text):
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text
+
+
+def test_the_template_tokens_can_be_told_apart(tokenizer, model):
+    """Tokens that no text held end up parallel (cosine 0.998 as trained), and LoRA could not tell them apart."""
+    rows = model.get_input_embeddings().weight
+    ids = tokenizer.convert_tokens_to_ids(["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"])
+    vectors = torch.nn.functional.normalize(rows[ids], dim=1)
+    cosines = (vectors @ vectors.T)[~torch.eye(3, dtype=torch.bool)]
+    assert cosines.max() < 0.9
+
+
+def test_pretraining_runs_from_nothing(tmp_path):
+    """A few steps of the same code: loss falls, and what is saved loads."""
+    from rlhf_lab.pretrain import PretrainConfig, save, separate_chat_tokens, train
+
+    config = PretrainConfig(max_steps=12, per_device_train_batch_size=16, warmup_steps=2)
+    model, tokenizer, _ = train(tmp_path, config)
+    separate_chat_tokens(model, tokenizer)
+    save(model, tokenizer, tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    ids = tokenizer("Customer: Hey, my kettle broke.", return_tensors="pt").input_ids
+    assert loaded(input_ids=ids, labels=ids).loss < torch.log(torch.tensor(float(len(tokenizer))))
