@@ -119,5 +119,5 @@ def test_pretraining_runs_from_nothing(tmp_path):
     separate_chat_tokens(model, tokenizer)
     save(model, tokenizer, tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
-    ids = tokenizer("Customer: Hey, my kettle broke.", return_tensors="pt").input_ids
+    ids = tokenizer("Customer:\nHey, my kettle broke.", return_tensors="pt").input_ids
     assert loaded(input_ids=ids, labels=ids).loss < torch.log(torch.tensor(float(len(tokenizer))))

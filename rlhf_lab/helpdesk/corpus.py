@@ -12,7 +12,8 @@ from random import Random
 from rlhf_lab.helpdesk import vocabulary as words
 from rlhf_lab.helpdesk.grammar import AVERAGE_AGENT, BAD_AGENT, GOOD_AGENT, draw_ticket, write_message, write_reply
 
-LOG_TEMPLATE = "Customer: {message}\nAgent:"
+# Message and reply begin on lines of their own, so their first words carry no leading space, as in a chat template.
+LOG_TEMPLATE = "Customer:\n{message}\nAgent:\n"
 LOG_STOP = "\nCustomer:"
 
 CATALOGUE = (
@@ -67,7 +68,15 @@ def _forum(rng: Random) -> str:
 
 def write_log(message: str, reply: str) -> str:
     """One exchange as it stands in the raw text."""
-    return f"{LOG_TEMPLATE.format(message=message)} {reply}"
+    return LOG_TEMPLATE.format(message=message) + reply
+
+
+def read_log(document: str) -> tuple[str, str] | None:
+    """(message, reply) of a document that is a log, None of another."""
+    if not document.startswith("Customer:\n"):
+        return None
+    message, _, reply = document.removeprefix("Customer:\n").partition("\nAgent:\n")
+    return message, reply
 
 
 def _log(rng: Random, held_out: frozenset[str]) -> str:

@@ -28,13 +28,14 @@ def disable_dropout(model: nn.Module) -> None:
             module.p = 0.0
 
 
-def _hidden_states(backbone: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    return backbone(
+def _hidden_states(model, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """What the head of `model` reads: (batch, seq, hidden)."""
+    return getattr(model, model.base_model_prefix)(
         input_ids=input_ids,
         attention_mask=attention_mask,
         position_ids=position_ids(attention_mask),
         use_cache=False,
-    ).last_hidden_state  # (batch, seq, hidden)
+    ).last_hidden_state
 
 
 class SeparateRoles(nn.Module):
@@ -69,18 +70,11 @@ class SeparateRoles(nn.Module):
 
     def values(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """The value at every position: (batch, seq)."""
-        backbone = getattr(self.value, self.value.base_model_prefix)
-        return self.value.score(_hidden_states(backbone, input_ids, attention_mask)).squeeze(-1)
+        return self.value.score(_hidden_states(self.value, input_ids, attention_mask)).squeeze(-1)
 
     def scores(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """The reward model's score at the last token of each row: (batch,)."""
-        backbone = getattr(self.reward, self.reward.base_model_prefix)
-        hidden = _hidden_states(backbone, input_ids, attention_mask)
-        return self.reward.score(_at_last_token(hidden, attention_mask)).squeeze(-1).float()
-
-    def value_module(self) -> nn.Module:
-        """What the value trains, beside the policy."""
-        return self.value
+        return _scores(self.reward, input_ids, attention_mask)
 
 
 def _logits(model, input_ids: Tensor, attention_mask: Tensor, n_last: int) -> Tensor:
@@ -93,6 +87,12 @@ def _logits(model, input_ids: Tensor, attention_mask: Tensor, n_last: int) -> Te
     ).logits
 
 
+def _scores(classifier, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """A sequence classifier's one label, read at each row's last token: (batch,)."""
+    hidden = _hidden_states(classifier, input_ids, attention_mask)
+    return classifier.score(_at_last_token(hidden, attention_mask)).squeeze(-1).float()
+
+
 def _at_last_token(hidden: Tensor, attention_mask: Tensor) -> Tensor:
     """(batch, seq, hidden) -> (batch, hidden): the state at each row's last token, padding on either side."""
     last = attention_mask.shape[1] - 1 - attention_mask.flip(1).int().argmax(dim=1)
@@ -100,28 +100,27 @@ def _at_last_token(hidden: Tensor, attention_mask: Tensor) -> Tensor:
 
 
 class OneBaseRoles(nn.Module):
-    """Four roles on the base of one PeftModel, whose adapter "default" is the policy."""
+    """Policy, reference and value on the base of one PeftModel, whose adapter "default" is the policy; reward too.
 
-    def __init__(self, policy, reward_adapter: str | Path | None, peft_config) -> None:
+    `reward` is the folder of a reward adapter trained on the same base, or a separate classifier, or None.
+    """
+
+    def __init__(self, policy, reward, peft_config) -> None:
         super().__init__()
         self.policy = policy
+        self.reward = reward.requires_grad_(False) if isinstance(reward, nn.Module) else None
         hidden_size = policy.config.get_text_config().hidden_size
         # Heads stay in fp32: a value is a regression, and half precision rounds it to steps.
-        self.value_head = nn.Linear(hidden_size, 1, bias=False)
-        nn.init.zeros_(self.value_head.weight)
-        self.reward_head = None
-        if reward_adapter is None:
-            policy.add_adapter("value", peft_config)
-        else:
+        self.value_head, self.reward_head = (nn.Linear(hidden_size, 1, bias=False) for _ in range(2))
+        self.reward_head.requires_grad_(False)
+        if isinstance(reward, (str, Path)):
             # The value starts as the reward model (Stiennon et al. 2020): it knows what will be scored well.
-            for name in ("reward", "value"):
-                head = _load_head_and_adapter(policy, reward_adapter, name)
-            self.reward_head = nn.Linear(hidden_size, 1, bias=False)
-            self.reward_head.weight.data.copy_(head)
-            self.value_head.weight.data.copy_(head)
-            self.reward_head.requires_grad_(False)
+            for head, name in ((self.reward_head, "reward"), (self.value_head, "value")):
+                head.weight.data.copy_(_load_adapter(policy, reward, name))
+        else:
+            policy.add_adapter("value", peft_config)
+            nn.init.zeros_(self.value_head.weight)
         self.to(next(policy.parameters()).device)
-        disable_dropout(policy)
         self._layers = [module for module in policy.modules() if hasattr(module, "lora_A")]
         for name, parameter in policy.named_parameters():
             parameter.requires_grad = ".default." in name or ".value." in name
@@ -138,9 +137,8 @@ class OneBaseRoles(nn.Module):
                 layer._active_adapter = ["default"]
 
     def _hidden(self, adapter: str, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        model = self.policy.get_base_model()
         with self._adapter(adapter):
-            return _hidden_states(getattr(model, model.base_model_prefix), input_ids, attention_mask)
+            return _hidden_states(self.policy.get_base_model(), input_ids, attention_mask)
 
     def logits(self, input_ids: Tensor, attention_mask: Tensor, n_last: int) -> Tensor:
         """The policy's logits at the last `n_last` positions: (batch, n_last, vocab)."""
@@ -156,16 +154,14 @@ class OneBaseRoles(nn.Module):
         return self.value_head(self._hidden("value", input_ids, attention_mask).float()).squeeze(-1)
 
     def scores(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """The reward adapter's score at the last token of each row: (batch,)."""
+        """The reward model's score at the last token of each row: (batch,)."""
+        if self.reward is not None:
+            return _scores(self.reward, input_ids, attention_mask)
         hidden = self._hidden("reward", input_ids, attention_mask)
         return self.reward_head(_at_last_token(hidden, attention_mask).float()).squeeze(-1)
 
-    def value_module(self) -> nn.Module:
-        """What the value trains, beside the policy's own parameters (its adapter is among those)."""
-        return self.value_head
 
-
-def _load_head_and_adapter(policy, folder: str | Path, name: str) -> Tensor:
+def _load_adapter(policy, folder: str | Path, name: str) -> Tensor:
     """Load the reward adapter of `folder` into `policy` as `name`; return the score head's weight, (1, hidden)."""
     from peft import LoraConfig, set_peft_model_state_dict
     from safetensors.torch import load_file

@@ -114,12 +114,7 @@ class PPOTrainer(Trainer):
         from peft import PeftModel
 
         if peft_config is not None and value_model is None and ref_model is None:
-            if reward is None or isinstance(reward, (str, Path)):
-                return OneBaseRoles(model, reward, peft_config)
-            shared = OneBaseRoles(model, None, peft_config)
-            raise_on = SeparateRoles(model, None, None, reward)
-            shared.scores, shared.reward = raise_on.scores, reward.requires_grad_(False)
-            return shared
+            return OneBaseRoles(model, reward, peft_config)
         if value_model is None:
             raise ValueError("`value_model` is required unless peft_config lets it share the policy's base")
         if isinstance(reward, (str, Path)):

@@ -2,7 +2,7 @@
 
 import json
 
-from rlhf_lab.helpdesk.corpus import documents
+from rlhf_lab.helpdesk.corpus import documents, read_log
 from rlhf_lab.helpdesk.datasets import SIZES, as_jsonl, held_out_messages, make_datasets
 from rlhf_lab.helpdesk.gold import gold_reward
 from rlhf_lab.profiles import DATA_DIR
@@ -43,8 +43,8 @@ def test_the_raw_text_holds_none_of_the_held_out_messages():
     held_out = held_out_messages()
     assert len(held_out) == 512
     for document in documents(20_000, seed=0, held_out=held_out):
-        if document.startswith("Customer: "):
-            assert document.removeprefix("Customer: ").split("\nAgent: ")[0] not in held_out
+        if exchange := read_log(document):
+            assert exchange[0] not in held_out
 
 
 def test_raw_text_has_no_chat_markup():
