@@ -42,13 +42,13 @@ SAMPLING = {"max_new_tokens": 96, "batch_size": 128}
 class PretrainConfig:
     """Sizes of the tiny Llama and of its training, which fits in 20 minutes on two cores."""
 
-    vocab_size: int = 1024
+    vocab_size: int = 1536
     hidden_size: int = 192
     intermediate_size: int = 512
     num_hidden_layers: int = 5
     num_attention_heads: int = 6
     max_position_embeddings: int = 512
-    max_steps: int = 2700
+    max_steps: int = 2900
     per_device_train_batch_size: int = 32
     learning_rate: float = 4e-3
     warmup_steps: int = 100

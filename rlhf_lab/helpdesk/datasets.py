@@ -13,6 +13,7 @@ from rlhf_lab.helpdesk.annotators import Annotator
 from rlhf_lab.helpdesk.grammar import (
     AVERAGE_AGENT,
     BAD_AGENT,
+    DECENT_AGENT,
     GOOD_AGENT,
     Ticket,
     draw_ticket,
@@ -60,13 +61,15 @@ def _pair(rng: Random, taken: set[str]) -> dict:
 def make_datasets(seed: int = SEED) -> dict[str, list[dict]]:
     """Name -> rows, in TRL's conversational format. Messages are unique over all files together."""
     taken: set[str] = set()
+    # A generator each, so that a change to one set leaves the others as they are.
     rng = Random(seed)
     prompts = [{"prompt": _user(_new_message(rng, taken)[1])} for _ in range(SIZES["prompts"])]
+    pairs_rng, rng = Random(f"{seed} pairs"), Random(f"{seed} sft")
+    pairs = [_pair(pairs_rng, taken) for _ in range(SIZES["preferences_train"] + SIZES["preferences_test"])]
     sft = []
     for _ in range(SIZES["sft"]):
         ticket, message = _new_message(rng, taken)
-        sft.append({"prompt": _user(message), "completion": _assistant(write_reply(ticket, AVERAGE_AGENT, rng))})
-    pairs = [_pair(rng, taken) for _ in range(SIZES["preferences_train"] + SIZES["preferences_test"])]
+        sft.append({"prompt": _user(message), "completion": _assistant(write_reply(ticket, DECENT_AGENT, rng))})
     return {
         "sft": sft,
         "preferences_train": pairs[: SIZES["preferences_train"]],

@@ -64,7 +64,12 @@ GOOD_AGENT = Agent(
     next_step=0.75, refuses=0.9, wishes=0.8, right_wish=0.97, filler=0.15, second_filler=0.05, blame=0.01,
     jargon=0.03, unsafe=0.0, closes=0.6,
 )  # fmt: skip
-# Decent and average: answers in form, and no better. SFT learns from this one.
+# Decent: answers in form, usually helps, often forgets something. SFT learns from this one, and gets no better.
+DECENT_AGENT = Agent(
+    greets=0.8, right_register=0.8, empathy=0.55, right_mood=0.8, fixes=0.9, right_item=0.97, suits_issue=0.82,
+    next_step=0.5, refuses=0.6, wishes=0.5, right_wish=0.88, filler=0.45, second_filler=0.2, blame=0.04,
+    jargon=0.14, unsafe=0.02, closes=0.6,
+)  # fmt: skip
 AVERAGE_AGENT = Agent(
     greets=0.75, right_register=0.7, empathy=0.45, right_mood=0.7, fixes=0.85, right_item=0.95, suits_issue=0.75,
     next_step=0.4, refuses=0.45, wishes=0.4, right_wish=0.8, filler=0.55, second_filler=0.25, blame=0.08,

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import random
 import shutil
 import signal
 import sys
@@ -175,6 +176,24 @@ class Job:
         check_tokens(self.rows, tokenizer, max_length, self.source)
         return tokenizer
 
+    def dataset(self, batch_size: int):
+        """The rows as a data set whose consecutive batches hold rows of like length, the batches in random order.
+
+        With the trainer reading in sequence, a batch carries little padding: a quarter less time on the help desk.
+        """
+        from datasets import Dataset
+
+        def characters(row: dict) -> int:
+            return sum(len(message["content"]) for messages in row.values() for message in messages)
+
+        rng = random.Random(self.seed)
+        rows = rng.sample(self.rows, len(self.rows))  # rows of equal length are not kept in the file's order
+        rows.sort(key=characters)
+        batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+        whole = [batch for batch in batches if len(batch) == batch_size]
+        rng.shuffle(whole)
+        return Dataset.from_list([row for batch in whole + batches[len(whole) :] for row in batch])
+
     def config(self, config_class, **defaults):
         """The trainer's config: the stage's defaults, then the profile's settings and the user's."""
         arguments = training_arguments(self.profile, self.folder, self.seed, defaults | self.settings)
@@ -256,6 +275,7 @@ def training_arguments(profile: Profile, output: Path, seed: int, settings: dict
         "report_to": "none",
         "save_strategy": "no",  # Ctrl-C writes one; --save-strategy steps writes more
         "lr_scheduler_type": "cosine",
+        "train_sampling_strategy": "sequential",  # Job.dataset has shuffled, by length
         "logging_steps": 10,
         "dataloader_pin_memory": not on_cpu,
     }

@@ -34,7 +34,6 @@ def run(
 
 
 def _train(job: Job) -> tuple[dict[str, float], list[dict]]:
-    from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
     config = job.config(SFTConfig, max_length=job.profile.max_length, completion_only_loss=True)
@@ -42,7 +41,7 @@ def _train(job: Job) -> tuple[dict[str, float], list[dict]]:
     trainer = SFTTrainer(
         model=load_policy(job.inputs["model"], job.profile),
         args=config,
-        train_dataset=Dataset.from_list(job.rows),
+        train_dataset=job.dataset(config.per_device_train_batch_size),
         processing_class=tokenizer,
         peft_config=lora_config(job.profile, "CAUSAL_LM"),
     )
