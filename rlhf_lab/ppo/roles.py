@@ -175,6 +175,7 @@ def _load_adapter(policy, folder: str | Path, name: str) -> Tensor:
         raise UserError("this adapter has no score head", where=str(weights), fix="Pass what the reward stage wrote")
     config = LoraConfig.from_pretrained(folder)
     config.modules_to_save, config.task_type, config.inference_mode = None, "CAUSAL_LM", False
+    config.base_model_name_or_path = policy.peft_config["default"].base_model_name_or_path
     policy.add_adapter(name, config)
     set_peft_model_state_dict(policy, {k: v for k, v in state.items() if "lora_" in k}, adapter_name=name)
     return head

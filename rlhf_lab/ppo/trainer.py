@@ -130,7 +130,7 @@ class PPOTrainer(Trainer):
         args = self.args
         if args.total_episodes is None:
             args.total_episodes = int(args.num_train_epochs * len(self.train_dataset))
-        world = self.accelerator.num_processes
+        world = args.world_size = self.accelerator.num_processes
         args.local_batch_size = args.per_device_train_batch_size * args.gradient_accumulation_steps
         args.micro_batch_size = args.per_device_train_batch_size * world
         args.batch_size = args.local_batch_size * world

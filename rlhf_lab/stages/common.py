@@ -277,6 +277,7 @@ def training_arguments(profile: Profile, output: Path, seed: int, settings: dict
         "lr_scheduler_type": "cosine",
         "train_sampling_strategy": "sequential",  # Job.dataset has shuffled, by length
         "logging_steps": 10,
+        "logging_first_step": True,  # a run shorter than that still has a log
         "dataloader_pin_memory": not on_cpu,
     }
     return arguments | settings

@@ -46,7 +46,7 @@ def tiny(tokenizer, cls=LlamaForCausalLM, seed=0, **extra):
     return cls(config)
 
 
-def trainer(tokenizer, folder, reward=None, **settings):
+def trainer(tokenizer, folder, reward=None, model=None, **settings):
     arguments = {
         "output_dir": str(folder),
         "use_cpu": True,
@@ -69,7 +69,7 @@ def trainer(tokenizer, folder, reward=None, **settings):
     return PPOTrainer(
         args=PPOConfig(**(arguments | settings)),
         processing_class=tokenizer,
-        model=tiny(tokenizer),
+        model=model or tiny(tokenizer),
         reward_model=reward or (lambda prompts, completions, **_: [len(c[0]["content"]) / 10 for c in completions]),
         train_dataset=Dataset.from_list([{"prompt": [{"role": "user", "content": p}]} for p in PROMPTS * 2]),
         peft_config=LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"),
@@ -175,19 +175,18 @@ def test_more_padding_changes_nothing(tokenizer, tmp_path):
 
 
 def test_it_learns_what_is_rewarded(tokenizer, tmp_path):
-    """Reward the share of one token; after a few updates the policy says it far more often."""
-    wanted = tokenizer.encode(" kettle", add_special_tokens=False)[0]
+    """Reward the letter e; after a few updates the replies hold more of them."""
 
-    def reward(prompts, completions, **_):
-        return [sum(i == wanted for i in tokenizer.encode(c[0]["content"])) for c in completions]
+    def letters(prompts, completions, **_):
+        return [completion[0]["content"].count("e") for completion in completions]
 
-    t = trainer(
-        tokenizer, tmp_path, reward, total_episodes=1600, per_device_train_batch_size=16, learning_rate=2e-2,
-        kl_coef=0.0, num_ppo_epochs=4, max_grad_norm=1.0,
-    )  # fmt: skip
+    settings = {"total_episodes": 512, "per_device_train_batch_size": 16, "learning_rate": 2e-2, "kl_coef": 0.0}
+    # With the usual tiny weights the logits of a random model can hardly leave zero, whatever LoRA does.
+    model = tiny(tokenizer, initializer_range=0.3)
+    t = trainer(tokenizer, tmp_path, letters, model, **settings, num_ppo_epochs=4, max_grad_norm=1.0)
     t.train()
     scores = [entry["objective/scores"] for entry in t.state.log_history]
-    assert scores[-1] > scores[0] + 1.0
+    assert sum(scores[-3:]) / 3 > sum(scores[:3]) / 3 + 1.0
 
 
 def test_missing_eos_penalty_is_taken_off_unended_replies_only(tokenizer, tmp_path):
