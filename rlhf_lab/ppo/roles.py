@@ -126,14 +126,16 @@ class OneBaseRoles(nn.Module):
             parameter.requires_grad = ".default." in name or ".value." in name
 
     @contextmanager
-    def _adapter(self, name: str) -> Iterator[None]:
-        """Make `name` the active adapter. PEFT's set_adapter would also freeze the others; this only switches."""
+    def _adapter(self, name: str | None) -> Iterator[None]:
+        """Make `name` the active adapter, or none. PEFT's own ways to switch would freeze the others."""
         for layer in self._layers:
-            layer._active_adapter = [name]
+            layer._disable_adapters = name is None
+            layer._active_adapter = [name or "default"]
         try:
             yield
         finally:
             for layer in self._layers:
+                layer._disable_adapters = False
                 layer._active_adapter = ["default"]
 
     def _hidden(self, adapter: str, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -146,7 +148,7 @@ class OneBaseRoles(nn.Module):
 
     def reference_logits(self, input_ids: Tensor, attention_mask: Tensor, n_last: int) -> Tensor:
         """The reference's logits: the base's, adapters off."""
-        with self.policy.disable_adapter():
+        with self._adapter(None):
             return _logits(self.policy, input_ids, attention_mask, n_last)
 
     def values(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
