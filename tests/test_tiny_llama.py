@@ -63,7 +63,7 @@ def test_what_the_card_says_of_copying_holds_on_the_spot(tokenizer, model):
         for sentence in read_reply(reply)
         if sentence.family == "fix"
     ]
-    assert parses > card["parses_at_temperature_1"] - 0.06
+    assert parses > card["parses_at_temperature_1"] - 0.04
     assert sum(fixes) / len(fixes) > card["corpus_right_item"] - 0.09
 
 

@@ -179,7 +179,7 @@ class Job:
     def dataset(self, batch_size: int):
         """The rows as a data set whose consecutive batches hold rows of like length, the batches in random order.
 
-        With the trainer reading in sequence, a batch carries little padding: a quarter less time on the help desk.
+        With the trainer reading in sequence, a batch carries little padding.
         """
         from datasets import Dataset
 
