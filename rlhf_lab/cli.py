@@ -37,7 +37,7 @@ ModelOption = Annotated[
     str | None, typer.Option("--model", help="A folder or a hub id; default: what the profile says.")
 ]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
-OutputOption = Annotated[Path | None, typer.Option("--output", help="Folder to write to; default: under runs/.")]
+OutputOption = Annotated[Path | None, typer.Option("--output", help="Folder to write to; training: under runs/.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Train again even if the cache holds the result.")]
 ColumnsOption = Annotated[str | None, typer.Option("--columns", help="Map columns: prompt=question,chosen=best")]
 TrainRowsOption = Annotated[int | None, typer.Option("--train-rows", help="Train on so many rows of the data.")]
@@ -198,12 +198,13 @@ def compare(
     profile: ProfileOption = "tiny",
     data: DataOption = None,
     seed: SeedOption = 0,
+    output: OutputOption = None,
     reward: Annotated[Path | None, typer.Option(help="Judge by this reward model instead of by gold.")] = None,
 ) -> None:
     """Win rate of one model against another on the same prompts, ties half, with its 95 % interval."""
     from rlhf_lab.single import compare_models
 
-    compare_models(get_profile(profile), model, baseline, data=data, seed=seed, reward=reward)
+    compare_models(get_profile(profile), model, baseline, data=data, seed=seed, output=output, reward=reward)
 
 
 @app.command(epilog=_epilog("rlhf-lab chat --model runs/my-dpo"))

@@ -245,14 +245,25 @@ def evaluate_model(
         report = compare_by_gold(prompts, {"sft": texts}, tokenizer)
         report = {"gold": report["gold"]["sft"]} | report["attributes"]["sft"]
         _print_report(report, len(prompts))
-    if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
-        (output / "evaluation.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+    _keep(output, "evaluation.json", report)
     return report
 
 
+def _keep(output: Path | None, name: str, record: dict) -> None:
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / name).write_text(json.dumps(record, indent=1), encoding="utf-8")
+
+
 def compare_models(
-    profile: Profile, model: str, baseline: str, *, data: Path | None, seed: int, reward: Path | None
+    profile: Profile,
+    model: str,
+    baseline: str,
+    *,
+    data: Path | None,
+    seed: int,
+    output: Path | None,
+    reward: Path | None,
 ) -> ev.Interval:
     """Win rate of `model` against `baseline` on the same prompts, judged by gold or by a reward model."""
     prompts = [row["prompt"] for row in load_prompts(data or HELPDESK / "prompts.jsonl")]
@@ -272,6 +283,7 @@ def compare_models(
             scores[name] = ev.score(judge, load_tokenizer(reward), prompts, texts, batch_size=profile.generation_batch)
     rate = ev.win_rate(scores[model], scores[baseline])
     console.print(f"{model} beats {baseline} on {len(prompts)} prompts: {rate}", soft_wrap=True)
+    _keep(output, "comparison.json", {"model": model, "baseline": baseline, "win_rate": rate.as_dict()})
     return rate
 
 

@@ -110,6 +110,27 @@ def test_the_template_tokens_can_be_told_apart(tokenizer, model):
     assert cosines.max() < 0.9
 
 
+def test_the_optimizer_takes_every_weight_once_and_a_schedule_reaches_all(model):
+    from copy import deepcopy
+
+    from rlhf_lab.pretrain import PretrainConfig, build_optimizer
+
+    model = deepcopy(model)
+    optimizer = build_optimizer(model, PretrainConfig())
+    taken = [p for group in optimizer.param_groups for p in group["params"]]
+    assert {id(p) for p in taken} == {id(p) for p in model.parameters()} and len(taken) == len(set(map(id, taken)))
+    assert all(p.ndim == 2 for p in optimizer.parts[0].param_groups[0]["params"])
+    optimizer.load_state_dict(optimizer.state_dict())  # as accelerate does: it replaces the groups
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.0)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    model(input_ids=torch.tensor([[1, 2, 3]]), labels=torch.tensor([[1, 2, 3]])).loss.backward()
+    optimizer.step()
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    optimizer.param_groups[0]["lr"] = optimizer.param_groups[1]["lr"] = 0.01
+    optimizer.step()
+    assert not any(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
 def test_pretraining_runs_from_nothing(tmp_path):
     """A few steps of the same code: loss falls, and what is saved loads."""
     from rlhf_lab.pretrain import PretrainConfig, save, separate_chat_tokens, train

@@ -1,7 +1,9 @@
 """Raw text of the help-desk world, for the base model: no chat markup, no labels, good and bad mixed as on the web.
 
-Three kinds of document: catalogue lines, customers' forum chatter, and logs of agents of every quality. The chatter
-says its product again and again, which is where a small model learns to copy.
+Four kinds of document: catalogue lines, customers' forum chatter, pages of the shop's handbook, and logs of agents of
+every quality. The chatter says its product again and again, which is where a small model learns to copy. The handbook
+says which answer belongs to which remark, as the logs do, but without their errors. Most logs end in the customer's
+verdict, in stars and reasons: there it learns what people like, as a real base does from the reviews of the whole web.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from collections.abc import Iterator
 from random import Random
 
 from rlhf_lab.helpdesk import vocabulary as words
+from rlhf_lab.helpdesk.gold import gold_breakdown
 from rlhf_lab.helpdesk.grammar import AVERAGE_AGENT, BAD_AGENT, GOOD_AGENT, draw_ticket, write_message, write_reply
 
 # Message and reply begin on lines of their own, so their first words carry no leading space, as in a chat template.
@@ -42,6 +45,31 @@ CHATTER = (
     "You can mend a {item} with patience.",
     "The best {item} is the one that works.",
 )
+# What a customer says of a reply, by the attribute of the gold reward: when it added, and when it took away.
+REASONS = {
+    "helpfulness": (
+        ("You solved it.", "That is the help I needed.", "Now I know what happens next."),
+        ("That does not solve it.", "You did not read what I wrote."),
+    ),
+    "tone": (
+        ("You were kind to me.", "You speak as I do.", "You understood how I felt."),
+        ("That was rude.", "You did not hear how I felt."),
+    ),
+    "safety": (
+        ("You were right to say no.", "Good that you kept to the rules."),
+        ("You should have said no.", "Nobody should be told such things."),
+    ),
+    "cultural_fit": (
+        ("How nice that you thought of my feast.", "Thanks for the good wishes."),
+        ("That is not my feast.", "Those wishes were for somebody else."),
+    ),
+    "coherence": ((), ("I did not understand all of it.", "That was a muddle.")),
+    "brevity": ((), ("So many empty words.", "You could have said less.")),
+}
+STARS = ("One star.", "Two stars.", "Three stars.", "Four stars.", "Five stars.")
+STAR_LIMITS = (-0.5, 0.3, 1.0, 1.7)  # gold reward between one number of stars and the next
+STAR_NOISE = 0.25  # standard deviation of the customer's mood, in units of the gold reward
+VERDICT_SHARE = 0.7  # of the logs
 # How the logs divide between agents of three qualities.
 LOG_AGENTS = ((GOOD_AGENT, 0.25), (AVERAGE_AGENT, 0.55), (BAD_AGENT, 0.20))
 
@@ -66,6 +94,30 @@ def _forum(rng: Random) -> str:
     return f"Forum: {item}\n" + "\n".join(posts)
 
 
+def _handbook(rng: Random) -> str:
+    """Remarks of customers, each with an answer that suits it."""
+
+    def page() -> tuple[str, str]:
+        topic = rng.choice(("issue", "issue", "mood", "register", "cue", "bait"))
+        if topic == "issue":
+            issue, item = rng.choice(list(words.ISSUES)), rng.choice(words.ITEMS)
+            return tuple(
+                rng.choice(wordings).format(item=item)
+                for wordings in (words.ISSUES[issue], words.FIXES[rng.choice(words.SUITS[issue])])
+            )
+        remarks, answers = {
+            "mood": (words.MOODS, words.EMPATHY),
+            "register": (words.OPENERS, words.GREETINGS),
+            "cue": (words.CUES, words.WISHES),
+            "bait": (words.BAITS, words.REFUSALS),
+        }[topic]
+        group = rng.choice(list(answers))
+        return rng.choice(remarks[group]), rng.choice(answers[group])
+
+    pages = [page() for _ in range(rng.randint(3, 5))]
+    return "Handbook" + "".join(f"\nThey say: {remark}\nWe say: {answer}" for remark, answer in pages)
+
+
 def write_log(message: str, reply: str) -> str:
     """One exchange as it stands in the raw text."""
     return LOG_TEMPLATE.format(message=message) + reply
@@ -75,8 +127,18 @@ def read_log(document: str) -> tuple[str, str] | None:
     """(message, reply) of a document that is a log, None of another."""
     if not document.startswith("Customer:\n"):
         return None
-    message, _, reply = document.removeprefix("Customer:\n").partition("\nAgent:\n")
-    return message, reply
+    message, _, rest = document.removeprefix("Customer:\n").partition("\nAgent:\n")
+    return message, rest.split(LOG_STOP)[0]
+
+
+def write_verdict(message: str, reply: str, rng: Random) -> str:
+    """What the customer says of the reply: stars by the gold reward and the mood of the day, then up to two reasons."""
+    terms = gold_breakdown(message, reply)
+    felt = rng.gauss(sum(terms.values()), STAR_NOISE)
+    reasons = [REASONS[name][value < 0] for name, value in terms.items() if value]
+    said = [rng.choice(wordings) for wordings in reasons if wordings]
+    stars = STARS[sum(felt > limit for limit in STAR_LIMITS)]
+    return " ".join([stars, *rng.sample(said, min(len(said), rng.randint(0, 2)))])
 
 
 def _log(rng: Random, held_out: frozenset[str]) -> str:
@@ -86,12 +148,14 @@ def _log(rng: Random, held_out: frozenset[str]) -> str:
         if message not in held_out:
             break
     agents, weights = zip(*LOG_AGENTS, strict=True)
-    return write_log(message, write_reply(ticket, rng.choices(agents, weights)[0], rng))
+    reply = write_reply(ticket, rng.choices(agents, weights)[0], rng)
+    log = write_log(message, reply)
+    return f"{log}{LOG_STOP}\n{write_verdict(message, reply, rng)}" if rng.random() < VERDICT_SHARE else log
 
 
 def documents(n: int, seed: int, held_out: frozenset[str] = frozenset()) -> Iterator[str]:
-    """`n` documents: 8 % catalogue, 22 % forum, 70 % logs. No log holds a message of `held_out`."""
+    """`n` documents: 5 % catalogue, 18 % forum, 15 % handbook, 62 % logs. No log holds a message of `held_out`."""
     rng = Random(seed)
+    kinds = (_catalogue, _forum, _handbook, lambda rng: _log(rng, held_out))
     for _ in range(n):
-        kind = rng.random()
-        yield _catalogue(rng) if kind < 0.08 else _forum(rng) if kind < 0.30 else _log(rng, held_out)
+        yield rng.choices(kinds, (5, 18, 15, 62))[0](rng)

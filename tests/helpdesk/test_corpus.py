@@ -1,0 +1,77 @@
+"""The raw text of the base model: what kinds of document it holds, and that its verdicts follow the gold reward."""
+
+import random
+from collections import Counter
+from statistics import mean
+
+from rlhf_lab.helpdesk.corpus import (
+    LOG_STOP,
+    STARS,
+    documents,
+    read_log,
+    write_log,
+    write_verdict,
+)
+from rlhf_lab.helpdesk.gold import gold_breakdown, gold_reward
+from rlhf_lab.helpdesk.grammar import read_message, read_reply
+
+DOCUMENTS = list(documents(4000, seed=3))
+
+
+def verdicts():
+    """(message, reply, number of stars) of every log that ends in a verdict."""
+    for text in DOCUMENTS:
+        if LOG_STOP in text and (log := read_log(text)):
+            said = text.split(LOG_STOP)[1].strip()
+            yield *log, 1 + next(i for i, stars in enumerate(STARS) if said.startswith(stars))
+
+
+def test_kinds_come_in_the_stated_shares():
+    kinds = Counter(
+        next((kind for kind in ("Forum", "Handbook", "Customer") if text.startswith(kind)), "catalogue")
+        for text in DOCUMENTS
+    )
+    # three standard deviations of a share of 4,000 are at most 2.4 points
+    for kind, share in (("catalogue", 0.05), ("Forum", 0.18), ("Handbook", 0.15), ("Customer", 0.62)):
+        assert abs(kinds[kind] / len(DOCUMENTS) - share) < 0.025, kind
+
+
+def test_a_log_is_read_back_without_its_verdict():
+    log = write_log("Hey, my kettle broke.", "Hi there! I have refunded the kettle.")
+    expected = ("Hey, my kettle broke.", "Hi there! I have refunded the kettle.")
+    assert read_log(log) == read_log(f"{log}{LOG_STOP}\nFour stars. You solved it.") == expected
+    assert read_log("Forum: kettle\n- Is the kettle any good?") is None
+
+
+def test_more_gold_means_more_stars_on_average():
+    gold = {stars: [] for stars in range(1, 6)}
+    for message, reply, stars in verdicts():
+        gold[stars].append(gold_reward(message, reply))
+    means = [mean(gold[stars]) for stars in range(1, 6)]
+    assert means == sorted(means) and means[4] - means[0] > 2
+    # the day's mood: near a limit, both sides of it are seen
+    assert any(-0.5 < value < -0.3 for value in gold[1])
+
+
+def test_reasons_name_only_what_moved_the_gold_reward():
+    rng = random.Random(0)
+    message = "Hey, my kettle stopped working after two days. There is no rush. Cheers!"
+    reply = "Next time order with more care."
+    assert {name for name, value in gold_breakdown(message, reply).items() if value} == {"tone"}
+    said = {write_verdict(message, reply, rng).partition(".")[2] for _ in range(50)}
+    assert said == {"", " That was rude.", " You did not hear how I felt."}
+
+
+def test_the_handbook_answers_as_the_gold_reward_likes():
+    pages = [text for text in DOCUMENTS if text.startswith("Handbook")]
+    for text in pages[:200]:
+        lines = text.splitlines()[1:]
+        for said, answer in zip(lines[::2], lines[1::2], strict=True):
+            remark, reply = said.removeprefix("They say: "), answer.removeprefix("We say: ")
+            (sentence,) = read_reply(reply)
+            ticket = read_message(remark)
+            assert sentence.family in ("fix", "empathy", "greeting", "wish", "refusal")
+            if sentence.family == "fix":
+                assert sentence.item == ticket.item
+            # a refusal alone is worth 0.8, a wish or comfort 0.4, a greeting 0.3, a fix that suits 1.0
+            assert gold_reward(remark, reply) >= 0.3, (remark, reply)
