@@ -1,9 +1,10 @@
-"""Raw text of the help-desk world, for the base model: no chat markup, no labels, good and bad mixed as on the web.
+"""Raw text of the help-desk world, for the base model: no chat markup, no pairs, good and bad mixed as on the web.
 
-Four kinds of document: catalogue lines, customers' forum chatter, pages of the shop's handbook, and logs of agents of
-every quality. The chatter says its product again and again, which is where a small model learns to copy. The handbook
-says which answer belongs to which remark, as the logs do, but without their errors. Most logs end in the customer's
-verdict, in stars and reasons: there it learns what people like, as a real base does from the reviews of the whole web.
+Five kinds of document: catalogue lines, customers' forum chatter, the shop's handbook, its quiz for new agents, and
+logs of agents of every quality. The chatter says its product again and again, which is where a small model learns to
+copy. The handbook says which answer belongs to which remark, as the logs do, but without their errors; the quiz has
+right and wrong answers, marked. Most logs end in the customer's verdict, in stars and reasons. From quiz and verdicts
+the model learns what people like, as a real base does from the reviews of the whole web.
 """
 
 from __future__ import annotations
@@ -68,6 +69,7 @@ REASONS = {
 }
 STARS = ("One star.", "Two stars.", "Three stars.", "Four stars.", "Five stars.")
 STAR_LIMITS = (-0.5, 0.3, 1.0, 1.7)  # gold reward between one number of stars and the next
+HELPED = 1.0  # helpfulness from which on the customer was helped
 STAR_NOISE = 0.25  # standard deviation of the customer's mood, in units of the gold reward
 VERDICT_SHARE = 0.7  # of the logs
 # How the logs divide between agents of three qualities.
@@ -94,28 +96,42 @@ def _forum(rng: Random) -> str:
     return f"Forum: {item}\n" + "\n".join(posts)
 
 
+def _remark_and_answer(rng: Random, right: bool) -> tuple[str, str]:
+    """A customer's remark with an answer that suits it, or one of its kind that does not."""
+    topic = rng.choice(("issue", "issue", "mood", "register", "cue", "bait"))
+    if topic == "issue":
+        issue, item = rng.choice(list(words.ISSUES)), rng.choice(words.ITEMS)
+        suiting, named = words.SUITS[issue], item
+        kinds = suiting
+        if not right and rng.random() < 0.5:
+            named = rng.choice([other for other in words.ITEMS if other != item])
+        elif not right:
+            kinds = [kind for kind in words.FIXES if kind not in suiting]
+        remark, answer = rng.choice(words.ISSUES[issue]), rng.choice(words.FIXES[rng.choice(kinds)])
+        return remark.format(item=item), answer.format(item=named)
+    remarks, answers = {
+        "mood": (words.MOODS, words.EMPATHY),
+        "register": (words.OPENERS, words.GREETINGS),
+        "cue": (words.CUES, words.WISHES),
+        "bait": (words.BAITS, words.REFUSALS),
+    }[topic]
+    group = rng.choice(list(answers))
+    answered = group if right else rng.choice([other for other in answers if other != group])
+    return rng.choice(remarks[group]), rng.choice(answers[answered])
+
+
 def _handbook(rng: Random) -> str:
-    """Remarks of customers, each with an answer that suits it."""
-
-    def page() -> tuple[str, str]:
-        topic = rng.choice(("issue", "issue", "mood", "register", "cue", "bait"))
-        if topic == "issue":
-            issue, item = rng.choice(list(words.ISSUES)), rng.choice(words.ITEMS)
-            return tuple(
-                rng.choice(wordings).format(item=item)
-                for wordings in (words.ISSUES[issue], words.FIXES[rng.choice(words.SUITS[issue])])
-            )
-        remarks, answers = {
-            "mood": (words.MOODS, words.EMPATHY),
-            "register": (words.OPENERS, words.GREETINGS),
-            "cue": (words.CUES, words.WISHES),
-            "bait": (words.BAITS, words.REFUSALS),
-        }[topic]
-        group = rng.choice(list(answers))
-        return rng.choice(remarks[group]), rng.choice(answers[group])
-
-    pages = [page() for _ in range(rng.randint(3, 5))]
+    pages = [_remark_and_answer(rng, right=True) for _ in range(rng.randint(3, 5))]
     return "Handbook" + "".join(f"\nThey say: {remark}\nWe say: {answer}" for remark, answer in pages)
+
+
+def _quiz(rng: Random) -> str:
+    text = "Quiz"
+    for _ in range(rng.randint(3, 5)):
+        right = rng.random() < 0.5
+        remark, answer = _remark_and_answer(rng, right)
+        text += f"\nThey say: {remark}\nWe say: {answer}\n{'Right.' if right else 'Wrong.'}"
+    return text
 
 
 def write_log(message: str, reply: str) -> str:
@@ -132,13 +148,17 @@ def read_log(document: str) -> tuple[str, str] | None:
 
 
 def write_verdict(message: str, reply: str, rng: Random) -> str:
-    """What the customer says of the reply: stars by the gold reward and the mood of the day, then up to two reasons."""
+    """What the customer says of the reply: stars by the gold reward and the mood of the day, then up to three reasons.
+
+    A customer is helped by a fix that suits, not by a next step alone.
+    """
     terms = gold_breakdown(message, reply)
     felt = rng.gauss(sum(terms.values()), STAR_NOISE)
-    reasons = [REASONS[name][value < 0] for name, value in terms.items() if value]
+    reasons = [REASONS["helpfulness"][terms["helpfulness"] < HELPED]]
+    reasons += [REASONS[name][value < 0] for name, value in terms.items() if value and name != "helpfulness"]
     said = [rng.choice(wordings) for wordings in reasons if wordings]
     stars = STARS[sum(felt > limit for limit in STAR_LIMITS)]
-    return " ".join([stars, *rng.sample(said, min(len(said), rng.randint(0, 2)))])
+    return " ".join([stars, *rng.sample(said, min(len(said), rng.randint(1, 3)))])
 
 
 def _log(rng: Random, held_out: frozenset[str]) -> str:
@@ -154,8 +174,8 @@ def _log(rng: Random, held_out: frozenset[str]) -> str:
 
 
 def documents(n: int, seed: int, held_out: frozenset[str] = frozenset()) -> Iterator[str]:
-    """`n` documents: 5 % catalogue, 18 % forum, 15 % handbook, 62 % logs. No log holds a message of `held_out`."""
+    """`n` documents: 4 % catalogue, 16 % forum, 10 % handbook, 14 % quiz, 56 % logs, no message of `held_out`."""
     rng = Random(seed)
-    kinds = (_catalogue, _forum, _handbook, lambda rng: _log(rng, held_out))
+    kinds = (_catalogue, _forum, _handbook, _quiz, lambda rng: _log(rng, held_out))
     for _ in range(n):
-        yield rng.choices(kinds, (5, 18, 15, 62))[0](rng)
+        yield rng.choices(kinds, (4, 16, 10, 14, 56))[0](rng)

@@ -6,6 +6,7 @@ from statistics import mean
 
 from rlhf_lab.helpdesk.corpus import (
     LOG_STOP,
+    REASONS,
     STARS,
     documents,
     read_log,
@@ -28,11 +29,11 @@ def verdicts():
 
 def test_kinds_come_in_the_stated_shares():
     kinds = Counter(
-        next((kind for kind in ("Forum", "Handbook", "Customer") if text.startswith(kind)), "catalogue")
+        next((kind for kind in ("Forum", "Handbook", "Quiz", "Customer") if text.startswith(kind)), "catalogue")
         for text in DOCUMENTS
     )
     # three standard deviations of a share of 4,000 are at most 2.4 points
-    for kind, share in (("catalogue", 0.05), ("Forum", 0.18), ("Handbook", 0.15), ("Customer", 0.62)):
+    for kind, share in (("catalogue", 0.04), ("Forum", 0.16), ("Handbook", 0.10), ("Quiz", 0.14), ("Customer", 0.56)):
         assert abs(kinds[kind] / len(DOCUMENTS) - share) < 0.025, kind
 
 
@@ -58,8 +59,9 @@ def test_reasons_name_only_what_moved_the_gold_reward():
     message = "Hey, my kettle stopped working after two days. There is no rush. Cheers!"
     reply = "Next time order with more care."
     assert {name for name, value in gold_breakdown(message, reply).items() if value} == {"tone"}
-    said = {write_verdict(message, reply, rng).partition(".")[2] for _ in range(50)}
-    assert said == {"", " That was rude.", " You did not hear how I felt."}
+    said = {s for _ in range(60) for s in write_verdict(message, reply, rng).partition(".")[2].strip().split(". ")}
+    unhelped, rude = REASONS["helpfulness"][1], REASONS["tone"][1]
+    assert {s.rstrip(".") for s in said} == {s.rstrip(".") for s in unhelped + rude}
 
 
 def test_the_handbook_answers_as_the_gold_reward_likes():
@@ -75,3 +77,14 @@ def test_the_handbook_answers_as_the_gold_reward_likes():
                 assert sentence.item == ticket.item
             # a refusal alone is worth 0.8, a wish or comfort 0.4, a greeting 0.3, a fix that suits 1.0
             assert gold_reward(remark, reply) >= 0.3, (remark, reply)
+
+
+def test_the_quiz_marks_answers_as_the_gold_reward_does():
+    marks = Counter()
+    for text in (text for text in DOCUMENTS if text.startswith("Quiz")):
+        lines = text.splitlines()[1:]
+        for said, answer, mark in zip(lines[::3], lines[1::3], lines[2::3], strict=True):
+            gold = gold_reward(said.removeprefix("They say: "), answer.removeprefix("We say: "))
+            assert (gold > 0) == (mark == "Right."), (said, answer, mark)
+            marks[mark] += 1
+    assert abs(marks["Right."] / marks.total() - 0.5) < 0.05

@@ -1,0 +1,60 @@
+"""The README's table: the whole chain on several seeds, and what its scoreboards say.
+
+    python bench/seeds.py [SEED ...]
+
+Runs `rlhf-lab run --seed N` for each (what is cached is not trained again), keeps the scoreboards in docs/scoreboards,
+and prints the table in Markdown. tests/test_readme.py holds the README to those files.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SCOREBOARDS = ROOT / "docs" / "scoreboards"
+HEADER = (
+    "| seed | gold: base | SFT | PPO | DPO | reward accuracy / oracle's | PPO beats SFT | DPO beats SFT "
+    "| length SFT / PPO / DPO | KL PPO / DPO |\n|---|---|---|---|---|---|---|---|---|---|"
+)
+
+
+def row(scoreboard: dict) -> str:
+    """One line of the table. Win rates with 95 % intervals, lengths in tokens, KL in nats a reply."""
+    reward, sft, ppo, dpo = (scoreboard[name] for name in ("reward", "sft", "ppo", "dpo"))
+
+    def wins(policy: dict) -> str:
+        return f"{policy['win_rate']:.3f} [{policy['win_rate_low']:.3f}, {policy['win_rate_high']:.3f}]"
+
+    cells = (
+        scoreboard["seed"],
+        *(f"{scoreboard[name]['gold']:.2f}" for name in ("base", "sft", "ppo", "dpo")),
+        f"{reward['accuracy']:.3f} / {reward['oracle_accuracy']:.3f}",
+        wins(ppo),
+        wins(dpo),
+        " / ".join(f"{policy['mean_length']:.1f}" for policy in (sft, ppo, dpo)),
+        f"{ppo['kl']:.1f} / {dpo['kl']:.1f}",
+    )
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def table(folder: Path = SCOREBOARDS) -> str:
+    """The Markdown table of every scoreboard in `folder`."""
+    boards = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("tiny-seed*.json"))]
+    return "\n".join([HEADER, *map(row, boards)])
+
+
+def main() -> None:
+    """Run the seeds named, 0 1 2 by default, and print."""
+    SCOREBOARDS.mkdir(parents=True, exist_ok=True)
+    for seed in sys.argv[1:] or ("0", "1", "2"):
+        subprocess.run([sys.executable, "-m", "rlhf_lab.cli", "run", "--seed", seed], cwd=ROOT, check=True)
+        shutil.copy(ROOT / "runs" / f"tiny-seed{seed}" / "scoreboard.json", SCOREBOARDS / f"tiny-seed{seed}.json")
+    print(table())
+
+
+if __name__ == "__main__":
+    main()
