@@ -14,7 +14,16 @@ from random import Random
 
 from rlhf_lab.helpdesk import vocabulary as words
 from rlhf_lab.helpdesk.gold import gold_breakdown
-from rlhf_lab.helpdesk.grammar import AVERAGE_AGENT, BAD_AGENT, GOOD_AGENT, draw_ticket, write_message, write_reply
+from rlhf_lab.helpdesk.grammar import (
+    AVERAGE_AGENT,
+    BAD_AGENT,
+    GOOD_AGENT,
+    draw_ticket,
+    read_message,
+    read_reply,
+    write_message,
+    write_reply,
+)
 
 # Message and reply begin on lines of their own, so their first words carry no leading space, as in a chat template.
 LOG_TEMPLATE = "Customer:\n{message}\nAgent:\n"
@@ -98,7 +107,7 @@ def _forum(rng: Random) -> str:
 
 def _remark_and_answer(rng: Random, right: bool) -> tuple[str, str]:
     """A customer's remark with an answer that suits it, or one of its kind that does not."""
-    topic = rng.choice(("issue", "issue", "mood", "register", "cue", "bait"))
+    topic = rng.choice(("issue",) * 4 + ("mood", "register", "cue", "bait"))
     if topic == "issue":
         issue, item = rng.choice(list(words.ISSUES)), rng.choice(words.ITEMS)
         suiting, named = words.SUITS[issue], item
@@ -127,10 +136,14 @@ def _handbook(rng: Random) -> str:
 
 def _quiz(rng: Random) -> str:
     text = "Quiz"
-    for _ in range(rng.randint(3, 5)):
+    for _ in range(rng.randint(4, 6)):
         right = rng.random() < 0.5
         remark, answer = _remark_and_answer(rng, right)
-        text += f"\nThey say: {remark}\nWe say: {answer}\n{'Right.' if right else 'Wrong.'}"
+        mark = "Right." if right else "Wrong."
+        asked, (sentence,) = read_message(remark).item, read_reply(answer)
+        if sentence.item != asked:
+            mark = f"Wrong, the {asked}."
+        text += f"\nThey say: {remark}\nWe say: {answer}\n{mark}"
     return text
 
 
@@ -154,11 +167,12 @@ def write_verdict(message: str, reply: str, rng: Random) -> str:
     """
     terms = gold_breakdown(message, reply)
     felt = rng.gauss(sum(terms.values()), STAR_NOISE)
-    reasons = [REASONS["helpfulness"][terms["helpfulness"] < HELPED]]
-    reasons += [REASONS[name][value < 0] for name, value in terms.items() if value and name != "helpfulness"]
+    helped = rng.choice(REASONS["helpfulness"][terms["helpfulness"] < HELPED])
+    reasons = [REASONS[name][value < 0] for name, value in terms.items() if value and name != "helpfulness"]
     said = [rng.choice(wordings) for wordings in reasons if wordings]
+    said = [helped] * (rng.random() < 0.8) + rng.sample(said, min(len(said), rng.randint(0, 2)))
     stars = STARS[sum(felt > limit for limit in STAR_LIMITS)]
-    return " ".join([stars, *rng.sample(said, min(len(said), rng.randint(1, 3)))])
+    return " ".join([stars, *said])
 
 
 def _log(rng: Random, held_out: frozenset[str]) -> str:
@@ -174,8 +188,8 @@ def _log(rng: Random, held_out: frozenset[str]) -> str:
 
 
 def documents(n: int, seed: int, held_out: frozenset[str] = frozenset()) -> Iterator[str]:
-    """`n` documents: 4 % catalogue, 16 % forum, 10 % handbook, 14 % quiz, 56 % logs, no message of `held_out`."""
+    """`n` documents: 2 % catalogue, 14 % forum, 8 % handbook, 30 % quiz, 46 % logs, no message of `held_out`."""
     rng = Random(seed)
     kinds = (_catalogue, _forum, _handbook, _quiz, lambda rng: _log(rng, held_out))
     for _ in range(n):
-        yield rng.choices(kinds, (4, 16, 10, 14, 56))[0](rng)
+        yield rng.choices(kinds, (2, 14, 8, 30, 46))[0](rng)

@@ -1,7 +1,6 @@
 """Direct preference optimisation: the policy learns from comparisons at once, with no reward model and no sampling.
 
-TRL's DPOTrainer with LoRA. The reference is the same model with its adapter off, and its log-probabilities are
-computed once beforehand, so one model is held and one forward pass a pair is saved.
+TRL's DPOTrainer with LoRA. The reference is the same model with its adapter off, so one model is held.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ def test_kinds_come_in_the_stated_shares():
         for text in DOCUMENTS
     )
     # three standard deviations of a share of 4,000 are at most 2.4 points
-    for kind, share in (("catalogue", 0.04), ("Forum", 0.16), ("Handbook", 0.10), ("Quiz", 0.14), ("Customer", 0.56)):
+    for kind, share in (("catalogue", 0.02), ("Forum", 0.14), ("Handbook", 0.08), ("Quiz", 0.30), ("Customer", 0.46)):
         assert abs(kinds[kind] / len(DOCUMENTS) - share) < 0.025, kind
 
 
@@ -61,7 +61,7 @@ def test_reasons_name_only_what_moved_the_gold_reward():
     assert {name for name, value in gold_breakdown(message, reply).items() if value} == {"tone"}
     said = {s for _ in range(60) for s in write_verdict(message, reply, rng).partition(".")[2].strip().split(". ")}
     unhelped, rude = REASONS["helpfulness"][1], REASONS["tone"][1]
-    assert {s.rstrip(".") for s in said} == {s.rstrip(".") for s in unhelped + rude}
+    assert {s.rstrip(".") for s in said if s} == {s.rstrip(".") for s in unhelped + rude}
 
 
 def test_the_handbook_answers_as_the_gold_reward_likes():
@@ -86,5 +86,5 @@ def test_the_quiz_marks_answers_as_the_gold_reward_does():
         for said, answer, mark in zip(lines[::3], lines[1::3], lines[2::3], strict=True):
             gold = gold_reward(said.removeprefix("They say: "), answer.removeprefix("We say: "))
             assert (gold > 0) == (mark == "Right."), (said, answer, mark)
-            marks[mark] += 1
+            marks[mark.split(",")[0]] += 1
     assert abs(marks["Right."] / marks.total() - 0.5) < 0.05

@@ -184,6 +184,32 @@ def test_policy_and_value_both_train_and_the_base_does_not(tokenizer, tmp_path):
     assert all(".default." in name or ".value." in name or name == "value_head.weight" for name in moved)
 
 
+def test_it_raises_a_reward(tokenizer, tmp_path):
+    """The letter e in eight random tokens: about 3.5 a reply at the start, several more once PPO has sought it out."""
+    settings = {
+        "per_device_train_batch_size": 256,
+        "gradient_accumulation_steps": 1,
+        "num_mini_batches": 4,
+        "num_ppo_epochs": 4,
+        "total_episodes": 256 * 16,
+        "local_rollout_forward_batch_size": 256,
+        "max_grad_norm": 1.0,
+        "lr_scheduler_type": "constant",
+        "kl_coef": 0.0,
+        "cliprange_value": 10.0,
+    }
+
+    def letters_e(prompts, completions, **_):
+        return [float(reply[0]["content"].count("e")) for reply in completions]
+
+    # with weights of the usual 0.02 all tokens stay about equally likely, whatever the adapters do
+    t = trainer(tokenizer, tmp_path, letters_e, tiny(tokenizer, initializer_range=0.3), **settings)
+    t.train()
+    scores = [entry["objective/scores"] for entry in t.state.log_history if "objective/scores" in entry]
+    # 256 replies with a standard deviation of about 2: the mean of four updates is known to 0.07
+    assert sum(scores[-4:]) / 4 > sum(scores[:4]) / 4 + 1.0
+
+
 def test_missing_eos_penalty_is_taken_off_unended_replies_only(tokenizer, tmp_path):
     t = trainer(
         tokenizer, tmp_path, lambda prompts, completions, **_: [1.0] * len(completions), missing_eos_penalty=3.0
