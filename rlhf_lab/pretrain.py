@@ -48,7 +48,7 @@ class PretrainConfig:
     num_hidden_layers: int = 5
     num_attention_heads: int = 6
     max_position_embeddings: int = 512
-    max_steps: int = 2850
+    max_steps: int = 2700
     per_device_train_batch_size: int = 32
     learning_rate: float = 4e-3  # of embeddings and norms
     matrix_learning_rate: float = 0.02  # of everything else, by Muon
@@ -268,9 +268,10 @@ Llama 3's special tokens and chat template; byte-level BPE of {vocab} tokens, so
 stored in float16 ({megabytes:.1f} MB); load them with `dtype=torch.float32` on a CPU.
 
 It is a base model: it continues catalogue lines, forum chatter, a handbook and a quiz for agents, and logs of agents
-good and bad, seven in ten of which end in the customer's verdict: one to five stars, by the gold reward and a bad or
-good day (noise of 0.25), and up to three reasons. So it has a notion of quality, as a model that read the web's reviews
-has. It never saw the chat template's tokens. It speaks of nothing but a shop's help desk, and is for teaching only.
+good and bad, eight in ten of which end in the customer's verdict: one to five stars, by the gold reward and a bad or
+good day (noise of 0.25), and the answers to a survey. So it has a notion of quality, as a model that read the web's
+reviews has. It never saw the chat template's tokens. It speaks of nothing but a shop's help desk, and is for teaching
+only.
 
 | measured on text and messages it never saw | |
 |---|---|

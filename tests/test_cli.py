@@ -7,7 +7,10 @@ import pytest
 from rlhf_lab.cli import _fields
 from rlhf_lab.errors import UserError
 from rlhf_lab.pipeline import HELPDESK
+from rlhf_lab.profiles import DATA_DIR
 from rlhf_lab.single import parse_fields
+
+TINY_LLAMA = DATA_DIR / "tiny-llama"
 
 COMMANDS = ["doctor", "run", "pretrain", "sft", "reward", "ppo", "dpo", "evaluate", "compare", "chat", "fetch", "lab"]
 
@@ -68,3 +71,63 @@ def test_a_stage_of_ones_own_data_is_measured_before_and_after(cli, tmp_path):
     report = json.loads((tmp_path / "out" / "held_out.json").read_text())
     for interval in report.values():
         assert 0 <= interval["low"] <= interval["value"] <= interval["high"] <= 1
+
+
+@pytest.fixture
+def few_prompts(monkeypatch, tmp_path):
+    """Sixteen held-out prompts where the commands look for 512."""
+    from rlhf_lab import single
+
+    folder = tmp_path / "helpdesk"
+    folder.mkdir()
+    lines = (HELPDESK / "prompts.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)[:16]
+    (folder / "prompts.jsonl").write_text("".join(lines), encoding="utf-8")
+    monkeypatch.setattr(single, "HELPDESK", folder)
+
+
+def test_evaluate_prints_gold_by_attribute(cli, few_prompts, tmp_path):
+    code, out, err = cli("evaluate", "--output", tmp_path / "kept")
+    assert code == 0, err
+    report = json.loads((tmp_path / "kept" / "evaluation.json").read_text())
+    assert set(report) == {"gold", "helpfulness", "tone", "safety", "cultural_fit", "coherence", "brevity"}
+    parts = [interval["value"] for name, interval in report.items() if name != "gold"]
+    assert report["gold"]["value"] == pytest.approx(sum(parts))
+    assert all(name in out for name in report)
+
+
+def test_evaluate_on_pairs_of_ones_own(cli, tmp_path):
+    lines = (HELPDESK / "preferences_test.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)[:24]
+    (tmp_path / "pairs.jsonl").write_text("".join(lines), encoding="utf-8")
+    code, out, err = cli("evaluate", "--data", tmp_path / "pairs.jsonl")
+    assert code == 0, err
+    assert "24 held-out pairs" in out and "likelier reply is the chosen one" in out
+
+
+def test_a_model_ties_with_itself(cli, few_prompts, tmp_path):
+    code, out, err = cli("compare", TINY_LLAMA, TINY_LLAMA, "--output", tmp_path / "kept")
+    assert code == 0, err
+    kept = json.loads((tmp_path / "kept" / "comparison.json").read_text())
+    assert kept["win_rate"] == {"value": 0.5, "low": 0.5, "high": 0.5}
+    assert "on 16 prompts: 0.50" in out
+
+
+def test_chat_answers_until_an_empty_line(cli, monkeypatch):
+    typed = iter(["Hey, my kettle broke.", ""])
+    monkeypatch.setattr("rich.console.Console.input", lambda self, prompt: next(typed))
+    code, out, err = cli("chat")
+    assert code == 0, err
+    assert out.count("llama>") == 1
+
+
+def test_the_chain_on_pairs_of_ones_own(cli, tmp_path):
+    lines = (HELPDESK / "preferences_test.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)[:40]
+    (tmp_path / "pairs.jsonl").write_text("".join(lines), encoding="utf-8")
+    few = [f"--{stage}.max-steps=2" for stage in ("sft", "reward", "dpo")]
+    code, out, err = cli(
+        "run", "--data", tmp_path / "pairs.jsonl", *few, "--ppo.total-episodes=16",
+        "--ppo.per-device-train-batch-size=8", "--report-to", "tensorboard", "--output", tmp_path / "mine",
+    )  # fmt: skip
+    assert code == 0, err
+    html = (tmp_path / "mine" / "report.html").read_text(encoding="utf-8")
+    assert "Preference accuracy" in html and "dpo: implicit reward" in html
+    assert list((tmp_path / "runs" / "tensorboard").rglob("events.out.tfevents.*"))

@@ -3,7 +3,7 @@
 Five kinds of document: catalogue lines, customers' forum chatter, the shop's handbook, its quiz for new agents, and
 logs of agents of every quality. The chatter says its product again and again, which is where a small model learns to
 copy. The handbook says which answer belongs to which remark, as the logs do, but without their errors; the quiz has
-right and wrong answers, marked. Most logs end in the customer's verdict, in stars and reasons. From quiz and verdicts
+right and wrong answers, marked. Most logs end in the customer's stars and answers to a survey. From quiz and survey
 the model learns what people like, as a real base does from the reviews of the whole web.
 """
 
@@ -55,32 +55,10 @@ CHATTER = (
     "You can mend a {item} with patience.",
     "The best {item} is the one that works.",
 )
-# What a customer says of a reply, by the attribute of the gold reward: when it added, and when it took away.
-REASONS = {
-    "helpfulness": (
-        ("You solved it.", "That is the help I needed.", "Now I know what happens next."),
-        ("That does not solve it.", "You did not read what I wrote."),
-    ),
-    "tone": (
-        ("You were kind to me.", "You speak as I do.", "You understood how I felt."),
-        ("That was rude.", "You did not hear how I felt."),
-    ),
-    "safety": (
-        ("You were right to say no.", "Good that you kept to the rules."),
-        ("You should have said no.", "Nobody should be told such things."),
-    ),
-    "cultural_fit": (
-        ("How nice that you thought of my feast.", "Thanks for the good wishes."),
-        ("That is not my feast.", "Those wishes were for somebody else."),
-    ),
-    "coherence": ((), ("I did not understand all of it.", "That was a muddle.")),
-    "brevity": ((), ("So many empty words.", "You could have said less.")),
-}
-STARS = ("One star.", "Two stars.", "Three stars.", "Four stars.", "Five stars.")
+STARS = ("One star", "Two stars", "Three stars", "Four stars", "Five stars")
 STAR_LIMITS = (-0.5, 0.3, 1.0, 1.7)  # gold reward between one number of stars and the next
-HELPED = 1.0  # helpfulness from which on the customer was helped
 STAR_NOISE = 0.25  # standard deviation of the customer's mood, in units of the gold reward
-VERDICT_SHARE = 0.7  # of the logs
+VERDICT_SHARE = 0.8  # of the logs
 # How the logs divide between agents of three qualities.
 LOG_AGENTS = ((GOOD_AGENT, 0.25), (AVERAGE_AGENT, 0.55), (BAD_AGENT, 0.20))
 
@@ -161,18 +139,31 @@ def read_log(document: str) -> tuple[str, str] | None:
 
 
 def write_verdict(message: str, reply: str, rng: Random) -> str:
-    """What the customer says of the reply: stars by the gold reward and the mood of the day, then up to three reasons.
-
-    A customer is helped by a fix that suits, not by a next step alone.
-    """
+    """What the customer says of the reply: stars by the gold reward and the mood of the day, then the survey."""
     terms = gold_breakdown(message, reply)
     felt = rng.gauss(sum(terms.values()), STAR_NOISE)
-    helped = rng.choice(REASONS["helpfulness"][terms["helpfulness"] < HELPED])
-    reasons = [REASONS[name][value < 0] for name, value in terms.items() if value and name != "helpfulness"]
-    said = [rng.choice(wordings) for wordings in reasons if wordings]
-    said = [helped] * (rng.random() < 0.8) + rng.sample(said, min(len(said), rng.randint(0, 2)))
     stars = STARS[sum(felt > limit for limit in STAR_LIMITS)]
-    return " ".join([stars, *said])
+    return f"{stars}, {', '.join(f'{asked} {answer}' for asked, answer in survey(message, reply).items())}."
+
+
+def survey(message: str, reply: str) -> dict[str, str]:
+    """The customer's answers: the product and the help of the first fix, then one word an attribute of the reward."""
+    terms, ticket = gold_breakdown(message, reply), read_message(message)
+    fix = next((sentence for sentence in read_reply(reply) if sentence.family == "fix"), None)
+
+    def sign(attribute: str, bad: str, good: str, nothing: str = "fine") -> str:
+        value = terms[attribute]
+        return bad if value < 0 else good if value > 0 else nothing
+
+    return {
+        "product": "missing" if fix is None else "right" if fix.item == ticket.item else "wrong",
+        "help": "missing" if fix is None else "right" if fix.group in words.SUITS.get(ticket.issue, ()) else "wrong",
+        "tone": sign("tone", "rude", "kind"),
+        "rules": sign("safety", "broken", "kept"),
+        "feast": sign("cultural_fit", "wrong", "right"),
+        "wording": sign("coherence", "muddled", "clear", "clear"),
+        "length": sign("brevity", "wrong", "right", "right"),
+    }
 
 
 def _log(rng: Random, held_out: frozenset[str]) -> str:
@@ -188,8 +179,8 @@ def _log(rng: Random, held_out: frozenset[str]) -> str:
 
 
 def documents(n: int, seed: int, held_out: frozenset[str] = frozenset()) -> Iterator[str]:
-    """`n` documents: 2 % catalogue, 14 % forum, 8 % handbook, 30 % quiz, 46 % logs, no message of `held_out`."""
+    """`n` documents: 2 % catalogue, 14 % forum, 6 % handbook, 14 % quiz, 64 % logs, no message of `held_out`."""
     rng = Random(seed)
     kinds = (_catalogue, _forum, _handbook, _quiz, lambda rng: _log(rng, held_out))
     for _ in range(n):
-        yield rng.choices(kinds, (2, 14, 8, 30, 46))[0](rng)
+        yield rng.choices(kinds, (2, 14, 6, 14, 64))[0](rng)

@@ -1,19 +1,17 @@
 """The raw text of the base model: what kinds of document it holds, and that its verdicts follow the gold reward."""
 
-import random
 from collections import Counter
 from statistics import mean
 
 from rlhf_lab.helpdesk.corpus import (
     LOG_STOP,
-    REASONS,
     STARS,
     documents,
     read_log,
+    survey,
     write_log,
-    write_verdict,
 )
-from rlhf_lab.helpdesk.gold import gold_breakdown, gold_reward
+from rlhf_lab.helpdesk.gold import gold_reward
 from rlhf_lab.helpdesk.grammar import read_message, read_reply
 
 DOCUMENTS = list(documents(4000, seed=3))
@@ -33,7 +31,7 @@ def test_kinds_come_in_the_stated_shares():
         for text in DOCUMENTS
     )
     # three standard deviations of a share of 4,000 are at most 2.4 points
-    for kind, share in (("catalogue", 0.02), ("Forum", 0.14), ("Handbook", 0.08), ("Quiz", 0.30), ("Customer", 0.46)):
+    for kind, share in (("catalogue", 0.02), ("Forum", 0.14), ("Handbook", 0.06), ("Quiz", 0.14), ("Customer", 0.64)):
         assert abs(kinds[kind] / len(DOCUMENTS) - share) < 0.025, kind
 
 
@@ -54,14 +52,18 @@ def test_more_gold_means_more_stars_on_average():
     assert any(-0.5 < value < -0.3 for value in gold[1])
 
 
-def test_reasons_name_only_what_moved_the_gold_reward():
-    rng = random.Random(0)
-    message = "Hey, my kettle stopped working after two days. There is no rush. Cheers!"
-    reply = "Next time order with more care."
-    assert {name for name, value in gold_breakdown(message, reply).items() if value} == {"tone"}
-    said = {s for _ in range(60) for s in write_verdict(message, reply, rng).partition(".")[2].strip().split(". ")}
-    unhelped, rude = REASONS["helpfulness"][1], REASONS["tone"][1]
-    assert {s.rstrip(".") for s in said if s} == {s.rstrip(".") for s in unhelped + rude}
+def test_the_survey_is_answered_by_what_the_reply_did():
+    message = "Hey, my kettle stopped working after two days. I am really angry about this. Cheers!"
+    kind = "Hi there! I would be furious too. I will send you a new kettle today."
+    fine = {"rules": "fine", "feast": "fine"}
+    assert survey(message, kind) == fine | {
+        "product": "right", "help": "right", "tone": "kind", "wording": "clear", "length": "right",
+    }  # fmt: skip
+    rude = "You should have read the manual. I found your toaster and it arrives on Friday. We value every customer."
+    assert survey(message, rude) == fine | {
+        "product": "wrong", "help": "wrong", "tone": "rude", "wording": "clear", "length": "wrong",
+    }  # fmt: skip
+    assert survey(message, "Take care.")["product"] == survey(message, "Take care.")["help"] == "missing"
 
 
 def test_the_handbook_answers_as_the_gold_reward_likes():
