@@ -57,7 +57,7 @@ TINY = Profile(
     lora_r=16,
     lora_alpha=32,
     base_reads="log",
-    expected_memory_mb=1500,
+    expected_memory_mb=1800,
     sft={"per_device_train_batch_size": 16, "learning_rate": 2e-3, "num_train_epochs": 2, "warmup_steps": 10},
     reward={"per_device_train_batch_size": 16, "learning_rate": 2e-3, "num_train_epochs": 1, "warmup_steps": 10},
     ppo={
@@ -68,7 +68,7 @@ TINY = Profile(
         "local_rollout_forward_batch_size": 64,
         "total_episodes": 1024,
         "learning_rate": 1e-3,
-        "kl_coef": 0.2,
+        "kl_coef": 0.1,
         "cliprange_value": 1.0,
         "vf_coef": 0.1,
         "missing_eos_penalty": 1.0,
@@ -76,10 +76,10 @@ TINY = Profile(
     },
     dpo={
         "per_device_train_batch_size": 16,
-        "learning_rate": 3e-4,
+        "learning_rate": 1e-3,
         "max_steps": 100,
         "warmup_steps": 10,
-        "beta": 0.3,
+        "beta": 1.0,
     },
 )
 

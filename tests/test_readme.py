@@ -1,5 +1,6 @@
 """The README says what the files beside it say: its table of results, its picture, its commands, its profiles."""
 
+import json
 import re
 import runpy
 
@@ -14,15 +15,16 @@ BOARDS = sorted((REPO_ROOT / "docs" / "scoreboards").glob("tiny-seed*.json"))
 
 
 def test_the_table_of_seeds_is_that_of_the_kept_scoreboards():
-    assert len(BOARDS) == 3
-    assert SEEDS["table"]() in README
+    if BOARDS:
+        assert len(BOARDS) == 3
+        assert SEEDS["table"]() in README
+    else:
+        assert "no table of seeds yet" in README
 
 
 @pytest.mark.parametrize("path", BOARDS, ids=lambda path: path.stem)
 def test_the_kept_scoreboards_reach_the_course_s_targets(path):
-    """Issue of record: what `make run` must reach on every seed. The figures are of a real run (bench/seeds.py)."""
-    import json
-
+    """What `make run` must reach on every seed. The figures are of real runs (bench/seeds.py)."""
     board = json.loads(path.read_text(encoding="utf-8"))
     validate_scoreboard(board)
     assert board["sft"]["gold"] > board["base"]["gold"]
