@@ -73,6 +73,12 @@ def test_a_stage_of_ones_own_data_is_measured_before_and_after(cli, tmp_path):
         assert 0 <= interval["low"] <= interval["value"] <= interval["high"] <= 1
 
 
+def first_rows(name, n, to):
+    """The first `n` rows of a help-desk set, in the file `to`."""
+    lines = (HELPDESK / f"{name}.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)[:n]
+    to.write_text("".join(lines), encoding="utf-8")
+
+
 @pytest.fixture
 def few_prompts(monkeypatch, tmp_path):
     """Sixteen held-out prompts where the commands look for 512."""
@@ -80,8 +86,7 @@ def few_prompts(monkeypatch, tmp_path):
 
     folder = tmp_path / "helpdesk"
     folder.mkdir()
-    lines = (HELPDESK / "prompts.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)[:16]
-    (folder / "prompts.jsonl").write_text("".join(lines), encoding="utf-8")
+    first_rows("prompts", 16, folder / "prompts.jsonl")
     monkeypatch.setattr(single, "HELPDESK", folder)
 
 
@@ -96,8 +101,7 @@ def test_evaluate_prints_gold_by_attribute(cli, few_prompts, tmp_path):
 
 
 def test_evaluate_on_pairs_of_ones_own(cli, tmp_path):
-    lines = (HELPDESK / "preferences_test.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)[:24]
-    (tmp_path / "pairs.jsonl").write_text("".join(lines), encoding="utf-8")
+    first_rows("preferences_test", 24, tmp_path / "pairs.jsonl")
     code, out, err = cli("evaluate", "--data", tmp_path / "pairs.jsonl")
     assert code == 0, err
     assert "24 held-out pairs" in out and "likelier reply is the chosen one" in out
@@ -120,8 +124,7 @@ def test_chat_answers_until_an_empty_line(cli, monkeypatch):
 
 
 def test_the_chain_on_pairs_of_ones_own(cli, tmp_path):
-    lines = (HELPDESK / "preferences_test.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)[:40]
-    (tmp_path / "pairs.jsonl").write_text("".join(lines), encoding="utf-8")
+    first_rows("preferences_test", 40, tmp_path / "pairs.jsonl")
     few = [f"--{stage}.max-steps=2" for stage in ("sft", "reward", "dpo")]
     code, out, err = cli(
         "run", "--data", tmp_path / "pairs.jsonl", *few, "--ppo.total-episodes=16",

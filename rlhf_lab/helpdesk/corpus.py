@@ -83,8 +83,9 @@ def _forum(rng: Random) -> str:
     return f"Forum: {item}\n" + "\n".join(posts)
 
 
-def _remark_and_answer(rng: Random, right: bool) -> tuple[str, str]:
-    """A customer's remark with an answer that suits it, or one of its kind that does not."""
+def _remark_and_answer(rng: Random, right: bool) -> tuple[str, str, str]:
+    """A customer's remark with an answer that suits it, or one of its kind that does not; and the quiz's mark."""
+    mark = "Right." if right else "Wrong."
     topic = rng.choice(("issue",) * 4 + ("mood", "register", "cue", "bait"))
     if topic == "issue":
         issue, item = rng.choice(list(words.ISSUES)), rng.choice(words.ITEMS)
@@ -92,10 +93,11 @@ def _remark_and_answer(rng: Random, right: bool) -> tuple[str, str]:
         kinds = suiting
         if not right and rng.random() < 0.5:
             named = rng.choice([other for other in words.ITEMS if other != item])
+            mark = f"Wrong, the {item}."
         elif not right:
             kinds = [kind for kind in words.FIXES if kind not in suiting]
         remark, answer = rng.choice(words.ISSUES[issue]), rng.choice(words.FIXES[rng.choice(kinds)])
-        return remark.format(item=item), answer.format(item=named)
+        return remark.format(item=item), answer.format(item=named), mark
     remarks, answers = {
         "mood": (words.MOODS, words.EMPATHY),
         "register": (words.OPENERS, words.GREETINGS),
@@ -104,23 +106,18 @@ def _remark_and_answer(rng: Random, right: bool) -> tuple[str, str]:
     }[topic]
     group = rng.choice(list(answers))
     answered = group if right else rng.choice([other for other in answers if other != group])
-    return rng.choice(remarks[group]), rng.choice(answers[answered])
+    return rng.choice(remarks[group]), rng.choice(answers[answered]), mark
 
 
 def _handbook(rng: Random) -> str:
     pages = [_remark_and_answer(rng, right=True) for _ in range(rng.randint(3, 5))]
-    return "Handbook" + "".join(f"\nThey say: {remark}\nWe say: {answer}" for remark, answer in pages)
+    return "Handbook" + "".join(f"\nThey say: {remark}\nWe say: {answer}" for remark, answer, _ in pages)
 
 
 def _quiz(rng: Random) -> str:
     text = "Quiz"
     for _ in range(rng.randint(4, 6)):
-        right = rng.random() < 0.5
-        remark, answer = _remark_and_answer(rng, right)
-        mark = "Right." if right else "Wrong."
-        asked, (sentence,) = read_message(remark).item, read_reply(answer)
-        if sentence.item != asked:
-            mark = f"Wrong, the {asked}."
+        remark, answer, mark = _remark_and_answer(rng, right=rng.random() < 0.5)
         text += f"\nThey say: {remark}\nWe say: {answer}\n{mark}"
     return text
 
