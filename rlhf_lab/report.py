@@ -84,7 +84,7 @@ def write_scoreboard(path: Path, scoreboard: Mapping) -> Path:
     """Validate, then write as JSON in one move: a reader sees the old file or the new one, never half of it."""
     validate_scoreboard(scoreboard)
     text = json.dumps(scoreboard, indent=2, allow_nan=False, ensure_ascii=False, default=_plain_number)
-    return _write_at_once(path, text + "\n")
+    return write_at_once(path, text + "\n")
 
 
 def write_report(run_dir: Path, scoreboard: Mapping, evaluation: Mapping, histories: Mapping) -> Path:
@@ -124,7 +124,7 @@ def write_report(run_dir: Path, scoreboard: Mapping, evaluation: Mapping, histor
         samples=_samples(evaluation),
         versions=scoreboard.get("versions") or {},
     )
-    return _write_at_once(run_dir / "report.html", html)
+    return write_at_once(run_dir / "report.html", html)
 
 
 def summary(scoreboard: Mapping, evaluation: Mapping) -> list[str]:
@@ -445,7 +445,8 @@ def _validate(field: str, value: object, expected: object) -> None:
             raise ValueError(f"{field}: expected {span}, got {value!r}")
 
 
-def _write_at_once(path: Path, text: str) -> Path:
+def write_at_once(path: Path, text: str) -> Path:
+    """Write `text` in one move, folders included: a reader sees the old file or the new one, never half of it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

@@ -251,8 +251,9 @@ def evaluate_model(
 
 def _keep(output: Path | None, name: str, record: dict) -> None:
     if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
-        (output / name).write_text(json.dumps(record, indent=1), encoding="utf-8")
+        from rlhf_lab.report import write_at_once
+
+        write_at_once(output / name, json.dumps(record, indent=1))
 
 
 def compare_models(
