@@ -7,14 +7,8 @@ Whatever a file looks like, a row leaves in TRL's conversational format:
     prompt         {"prompt": [message, ...]}
 
 with message = {"role": "system" | "user" | "assistant", "content": str}; a prompt ends with the user's turn and a
-reply is one assistant turn. Files: JSON lines or a JSON array (.json and .jsonl alike, also .gz), .csv, .parquet.
-Layouts understood without being told:
-
-    ours, TRL's           prompt / chosen / rejected / completion as message lists, or as plain strings
-    Anthropic HH-RLHF     chosen / rejected as whole transcripts: "\\n\\nHuman: ...\\n\\nAssistant: ..." (2204.05862)
-    UltraFeedback         prompt string; chosen / rejected as message lists that repeat the user's turn (2310.01377)
-    UltraChat             messages: the last assistant turn is the completion (2305.14233)
-    Alpaca                instruction, input, output, and chosen / rejected when it is a preference set
+reply is one assistant turn. Files: JSON lines or a JSON array (.json and .jsonl alike, also .gz), .csv, .parquet;
+layouts.py says which column layouts are understood without being told.
 
 Every fault is a UserError of one line that names file, row and column. A row is the line of a JSONL file, the element
 of an array, the record of a CSV or Parquet file; all count from 1.
@@ -24,19 +18,25 @@ from __future__ import annotations
 
 import json
 import random
-import re
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rlhf_lab.errors import UserError
 from rlhf_lab.files import read_rows
+from rlhf_lab.layouts import (
+    At,
+    Message,
+    NoiseError,
+    Row,
+    demonstration,
+    is_public_layout,
+    kind_of,
+    preference,
+    prompt_only,
+)
 
-Message = dict[str, str]
-
-ROLES = ("system", "user", "assistant")
 OUR_COLUMNS = ("prompt", "chosen", "rejected", "completion", "messages", "instruction", "input", "output")
 
 # Public sets carry a little noise that their readers cannot mend at the source: pairs whose two sides are the same
@@ -44,47 +44,6 @@ OUR_COLUMNS = ("prompt", "chosen", "rejected", "completion", "messages", "instru
 # transcripts that part ways early. Up to this share is set aside and said so; above it, or in a file of the user's
 # own, it is a fault.
 NOISE_OF_A_PUBLIC_SET = 0.01
-
-HH_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
-
-
-class Row(dict):
-    """A row that remembers where it stood, for the error messages. Compares and serialises as a plain dict."""
-
-    file: str = ""
-    number: int = 0
-
-    def keeping(self, **columns: Any) -> Row:
-        """A row of other columns from the same place: row.keeping(prompt=row["prompt"])."""
-        row = Row(columns)
-        row.file, row.number = self.file, self.number
-        return row
-
-
-class _NoiseError(UserError):
-    """A row that teaches nothing, of a kind that public sets are known to hold."""
-
-    def __init__(self, what: str, *, where: str, fix: str) -> None:
-        super().__init__(what, where=where, fix=fix)
-        self.what = what
-
-
-@dataclass(frozen=True)
-class _At:
-    """A place in a file; `mapped` undoes --columns, so that a message names the column as the file does."""
-
-    file: str
-    row: int
-    mapped: Mapping[str, str]
-
-    def column(self, name: str) -> str:
-        return f"{self.file}, row {self.row}, column '{self.mapped.get(name, name)}'"
-
-    def __str__(self) -> str:
-        return f"{self.file}, row {self.row}"
-
-
-# --- what the rest of the package calls -------------------------------------------------------------------------
 
 
 def parse_columns(text: str | None) -> dict[str, str]:
@@ -122,7 +81,7 @@ def load_preferences(path: str | Path, columns: Mapping[str, str] | None = None)
     raise; in the public layouts (HH-RLHF, UltraFeedback, Alpaca) up to 1 % of them are set aside, which stderr is told.
     Raises UserError with file, row and column for anything else it cannot use.
     """
-    return _load(path, columns, _preference)
+    return _load(path, columns, preference)
 
 
 def load_demonstrations(path: str | Path, columns: Mapping[str, str] | None = None) -> list[Row]:
@@ -131,7 +90,7 @@ def load_demonstrations(path: str | Path, columns: Mapping[str, str] | None = No
     From prompt/completion, `messages` (the last assistant turn is the completion), instruction/input/output, or a
     preference file, whose chosen reply becomes the completion. Raises UserError as load_preferences does.
     """
-    return _load(path, columns, _demonstration)
+    return _load(path, columns, demonstration)
 
 
 def load_prompts(path: str | Path, columns: Mapping[str, str] | None = None) -> list[Row]:
@@ -139,7 +98,7 @@ def load_prompts(path: str | Path, columns: Mapping[str, str] | None = None) -> 
 
     Raises UserError as load_preferences does.
     """
-    return _load(path, columns, _prompt_only)
+    return _load(path, columns, prompt_only)
 
 
 def split_rows(rows: list, n_train: int, n_test: int, seed: int) -> tuple[list, list]:
@@ -172,6 +131,26 @@ def split_rows(rows: list, n_train: int, n_test: int, seed: int) -> tuple[list, 
             fix="Ask for fewer rows, or bring more prompts",
         )
     return train[:n_train], test
+
+
+def by_length(rows: list, batch_size: int, length: Callable[[Any], int], seed: int, window: int | None = None) -> list:
+    """The rows in an order whose consecutive batches hold rows of like length, the batches in random order.
+
+    A trainer that reads them in sequence pads little. No row leaves its window of so many batches; without one they
+    may go anywhere. What fills no batch comes last.
+    """
+    rng = random.Random(seed)
+    ordered: list = []
+    size = batch_size * window if window else max(1, len(rows))
+    for begin in range(0, len(rows), size):
+        part = rows[begin : begin + size]
+        rng.shuffle(part)  # rows of equal length are not kept in the file's order
+        part.sort(key=length)
+        batches = [part[start : start + batch_size] for start in range(0, len(part), batch_size)]
+        whole = [batch for batch in batches if len(batch) == batch_size]
+        rng.shuffle(whole)
+        ordered += [row for batch in whole + batches[len(whole) :] for row in batch]
+    return ordered
 
 
 def check_tokens(rows: list, tokenizer, max_length: int, where: str) -> None:
@@ -214,275 +193,27 @@ def check_tokens(rows: list, tokenizer, max_length: int, where: str) -> None:
         )
 
 
-# --- one row, of whatever layout ----------------------------------------------------------------------------------
-
-
-def _preference(row: dict, at: _At) -> Row:
-    prompt, replies = _prompt_and_replies(row, at, ("chosen", "rejected"))
-    # Llama 3's template trims the content, so a difference in outer whitespace is none.
-    if replies[0]["content"].strip() == replies[1]["content"].strip():
-        raise _NoiseError(
-            "chosen and rejected are the same text, and such a pair teaches nothing",
-            where=at.column("rejected"),
-            fix="Remove the row or mend it",
-        )
-    return Row(prompt=prompt, chosen=[replies[0]], rejected=[replies[1]])
-
-
-def _demonstration(row: dict, at: _At) -> Row:
-    if "completion" not in row and "chosen" in row:
-        prompt, replies = _prompt_and_replies(row, at, ("chosen",))
-    elif "completion" not in row and "messages" in row:
-        prompt, reply = _split_messages(row["messages"], at)
-        replies = [reply]
-    elif "completion" not in row and "output" in row and "instruction" in row:
-        prompt, replies = _prompt_and_replies(row, at, ("output",))
-    else:
-        prompt, replies = _prompt_and_replies(row, at, ("completion",))
-    return Row(prompt=prompt, completion=[replies[0]])
-
-
-def _prompt_only(row: dict, at: _At) -> Row:
-    # An UltraFeedback row may keep a system turn that its prompt string lacks, and HH-RLHF has no prompt at all.
-    if isinstance(row.get("chosen"), list) or ("prompt" not in row and "instruction" not in row and "chosen" in row):
-        return Row(prompt=_prompt_and_replies(row, at, ("chosen",))[0])
-    if "prompt" not in row and "instruction" not in row and "messages" in row:
-        return Row(prompt=_split_messages(row["messages"], at, reply_needed=False)[0])
-    return Row(prompt=_own_prompt(row, at))
-
-
-def _prompt_and_replies(row: dict, at: _At, sides: tuple[str, ...]) -> tuple[list[Message], list[Message]]:
-    """The prompt and one assistant message for each column in `sides`."""
-    for side in sides:
-        _demand(row, side, at)
-    if "prompt" not in row and "instruction" not in row:
-        if all(isinstance(row[side], str) and HH_TURN.match(row[side]) for side in sides):
-            conversations = [_transcript(row[side], at, side) for side in sides]
-        elif all(isinstance(row[side], list) for side in sides):
-            conversations = [_messages(row[side], at, side) for side in sides]
-        else:
-            _demand(row, "prompt", at)
-        return _shared_prompt(conversations, at, sides)
-
-    prompt = _own_prompt(row, at)
-    replies = [_reply(row[side], at, side) for side in sides]
-    if any(len(reply) > 1 for reply in replies):  # UltraFeedback: the prompt is inside, perhaps with a system turn
-        repeated, lasts = _shared_prompt(replies, at, sides)
-        if _last_user(repeated) != _last_user(prompt):
-            raise UserError(
-                "the conversation before the reply is not the row's prompt",
-                where=at.column(sides[0]),
-                fix="Give the reply alone, or repeat the prompt as it stands",
-            )
-        return repeated, lasts
-    return prompt, [reply[0] for reply in replies]
-
-
-def _own_prompt(row: dict, at: _At) -> list[Message]:
-    if "prompt" not in row and "instruction" in row:
-        text = _text(row["instruction"], at, "instruction")
-        extra = row.get("input")  # absent, null and "" all mean: no input
-        if extra is not None and _text(extra, at, "input", may_be_empty=True).strip():
-            text = f"{text}\n\n{extra}"
-        return [{"role": "user", "content": text}]
-    _demand(row, "prompt", at)
-    value = row["prompt"]
-    if isinstance(value, list):
-        return _ends_with_user(_messages(value, at, "prompt"), at, "prompt")
-    text = _text(value, at, "prompt")
-    if HH_TURN.match(text) and "\n\nAssistant:" in text:  # HH-RLHF as others republish it, prompt cut off already
-        turns = _transcript(text, at, "prompt", open_ended=True)
-        return _ends_with_user(turns, at, "prompt")
-    return [{"role": "user", "content": text}]
-
-
-def _shared_prompt(conversations: list[list[Message]], at: _At, sides: tuple[str, ...]):
-    """All turns but the last, which every side must share, and each side's last turn, an assistant's."""
-    prompt = conversations[0][:-1]
-    for conversation, side in zip(conversations, sides, strict=True):
-        if conversation[-1]["role"] != "assistant":
-            raise UserError(
-                f"the conversation ends with the {conversation[-1]['role']}'s turn, so there is no reply",
-                where=at.column(side),
-                fix="End it with an assistant turn, or remove the row",
-            )
-        if conversation[:-1] != prompt:
-            raise _NoiseError(
-                "chosen and rejected differ before their last reply, so they do not answer one prompt",
-                where=at.column(side),
-                fix="Remove the row, or make the earlier turns the same",
-            )
-    return _ends_with_user(prompt, at, sides[0]), [conversation[-1] for conversation in conversations]
-
-
-def _split_messages(value: Any, at: _At, reply_needed: bool = True) -> tuple[list[Message], Message | None]:
-    messages = _messages(value, at, "messages")
-    last = max((i for i, message in enumerate(messages) if message["role"] == "assistant"), default=None)
-    if not reply_needed and messages[-1]["role"] == "user":
-        return messages, None
-    if last is None:
-        raise UserError(
-            "no assistant turn in the conversation",
-            where=at.column("messages"),
-            fix="Add the reply to learn from, or remove the row",
-        )
-    return _ends_with_user(messages[:last], at, "messages"), messages[last]
-
-
-def _transcript(text: str, at: _At, column: str, open_ended: bool = False) -> list[Message]:
-    """HH-RLHF's "\\n\\nHuman: ...\\n\\nAssistant: ..." as messages; open_ended drops an empty last Assistant turn."""
-    marks = list(HH_TURN.finditer(text))
-    messages: list[Message] = []
-    for mark, after in zip(marks, [*marks[1:], None], strict=True):
-        content = text[mark.end() : after.start() if after else len(text)].strip()
-        role = "user" if mark[1] == "Human" else "assistant"
-        if open_ended and after is None and role == "assistant" and not content:
-            break
-        if not content:
-            raise _NoiseError(
-                f"turn {len(messages) + 1} ({mark[1]}) is empty",
-                where=at.column(column),
-                fix="Remove the row or fill it in",
-            )
-        messages.append({"role": role, "content": content})
-    return messages
-
-
-def _reply(value: Any, at: _At, column: str) -> list[Message]:
-    if isinstance(value, list):
-        messages = _messages(value, at, column)
-        if messages[-1]["role"] != "assistant":
-            raise UserError(
-                f"a reply's role is 'assistant', this one is {messages[-1]['role']!r}",
-                where=at.column(column),
-                fix="End the list with the assistant's message",
-            )
-        return messages
-    return [{"role": "assistant", "content": _text(value, at, column)}]
-
-
-def _messages(value: Any, at: _At, column: str) -> list[Message]:
-    if not isinstance(value, list):
-        raise UserError(
-            f"is {_kind(value)} where a list of messages is due",
-            where=at.column(column),
-            fix='Write [{"role": "user", "content": "..."}]',
-        )
-    if not value:
-        raise UserError("the list of messages is empty", where=at.column(column), fix="Fill it in or remove the row")
-    messages = []
-    for i, message in enumerate(value, start=1):
-        if not isinstance(message, dict):
-            raise UserError(
-                f"message {i} is {_kind(message)}, not an object with role and content",
-                where=at.column(column),
-                fix='Write {"role": "user", "content": "..."}',
-            )
-        missing = [key for key in ("role", "content") if key not in message]
-        if missing:
-            raise UserError(
-                f"message {i} has no {' and no '.join(missing)}, it has {', '.join(message) or 'nothing'}",
-                where=at.column(column),
-                fix='Write {"role": "user", "content": "..."}',
-            )
-        if message["role"] not in ROLES:
-            raise UserError(
-                f"message {i} has the unknown role {message['role']!r}",
-                where=at.column(column),
-                fix=f"Use one of: {', '.join(ROLES)}",
-            )
-        content = _text(message["content"], at, column, what=f"the content of message {i}")
-        messages.append({"role": message["role"], "content": content})
-    return messages
-
-
-def _text(value: Any, at: _At, column: str, what: str = "", may_be_empty: bool = False) -> str:
-    if not isinstance(value, str):
-        raise UserError(
-            f"{what + ' ' if what else ''}is {_kind(value)} where text is due",
-            where=at.column(column),
-            fix="Put a string there, or remove the row",
-        )
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise UserError(
-            f"{what + ' ' if what else ''}holds half of a surrogate pair, which no tokenizer takes",
-            where=at.column(column),
-            fix="Replace the broken character",
-        ) from None
-    if not may_be_empty and not value.strip():
-        raise UserError(
-            f"{what or ('the prompt' if column in ('prompt', 'instruction') else 'the reply')} is empty",
-            where=at.column(column),
-            fix="Fill it in or remove the row",
-        )
-    return value
-
-
-def _ends_with_user(messages: list[Message], at: _At, column: str) -> list[Message]:
-    if not messages or messages[-1]["role"] != "user":
-        ends = f"ends with the {messages[-1]['role']}'s turn" if messages else "has no turn before the reply"
-        raise UserError(
-            f"the prompt {ends}, so there is nothing to answer",
-            where=at.column(column),
-            fix="End the prompt with a user turn, or remove the row",
-        )
-    return messages
-
-
-def _demand(row: dict, column: str, at: _At) -> None:
-    if column not in row:
-        raise UserError(
-            f"the column is missing, the row has {', '.join(map(str, row)) or 'none'}",
-            where=at.column(column),
-            fix=f"Name the file's own with --columns {column}=<its name>",
-        )
-
-
-def _kind(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true or false"
-    if isinstance(value, int | float):
-        return "a number"
-    return {list: "a list", dict: "an object", str: "text"}.get(type(value), type(value).__name__)
-
-
-def _last_user(messages: list[Message]) -> str:
-    return messages[-1]["content"].strip()
-
-
-def _is_public_layout(row: dict) -> bool:
-    """Whether the row is laid out as HH-RLHF, UltraFeedback or Alpaca: a set that its reader did not write."""
-    chosen = row.get("chosen")
-    transcript = isinstance(chosen, str) and HH_TURN.match(chosen) is not None
-    conversation = isinstance(chosen, list) and len(chosen) > 1
-    return transcript or conversation or ("instruction" in row and "prompt" not in row)
-
-
 # --- files --------------------------------------------------------------------------------------------------------
 
 
-def _load(path: str | Path, columns: Mapping[str, str] | None, reads: Callable[[dict, _At], Row]) -> list[Row]:
+def _load(path: str | Path, columns: Mapping[str, str] | None, reads: Callable[[dict, At], Row]) -> list[Row]:
     """Every row of the file through `reads`. Raises UserError on the first fault, and for a file without rows."""
     columns = dict(columns or {})
     rows: list[Row] = []
-    noise: list[tuple[int, _NoiseError]] = []
+    noise: list[tuple[int, NoiseError]] = []
     for number, value in read_rows(Path(path)):
-        at = _At(str(path), number, columns)
+        at = At(str(path), number, columns)
         if not isinstance(value, dict):
             raise UserError(
-                f"is {_kind(value)}, not an object with columns",
+                f"is {kind_of(value)}, not an object with columns",
                 where=str(at),
                 fix='A row looks like {"prompt": "...", "chosen": "...", "rejected": "..."}',
             )
         named = _rename(value, columns, at)
         try:
             row = reads(named, at)
-        except _NoiseError as error:
-            if not _is_public_layout(named):
+        except NoiseError as error:
+            if not is_public_layout(named):
                 raise
             noise.append((number, error))
         else:
@@ -500,7 +231,7 @@ def _load(path: str | Path, columns: Mapping[str, str] | None, reads: Callable[[
     return rows
 
 
-def _rename(row: dict, columns: Mapping[str, str], at: _At) -> dict:
+def _rename(row: dict, columns: Mapping[str, str], at: At) -> dict:
     for ours, theirs in columns.items():
         if theirs not in row:
             raise UserError(

@@ -1,4 +1,4 @@
-"""Rows in and out of files: JSON lines, a JSON array, CSV, Parquet, each also gzipped. No meaning is read here."""
+"""Rows in and out of files: JSON lines, a JSON array, CSV, Parquet, each also gzipped; and text in one move."""
 
 from __future__ import annotations
 
@@ -126,18 +126,21 @@ def _parquet_rows(data: bytes, path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def write_jsonl(path: str | Path, rows: Iterable[Mapping]) -> Path:
-    """Write one JSON object a line (UTF-8, keys in their own order), whole or not at all; returns the path.
+    """Write one JSON object a line (UTF-8, keys in their own order), as `write_at_once` writes; returns the path."""
+    return write_at_once(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
-    Written beside the target and moved over it, so an interrupted run leaves the old file. Raises UserError when the
-    disk is full or the folder cannot be written.
+
+def write_at_once(path: str | Path, text: str) -> Path:
+    """Write `text` whole or not at all, folders included; returns the path.
+
+    Written beside the target and moved over it, so a reader sees the old file or the new one and an interrupted run
+    leaves the old one. Raises UserError when the disk is full or the folder cannot be written.
     """
     path = Path(path)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(unfinished, "w", encoding="utf-8", newline="\n") as file:
-            for row in rows:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        unfinished.write_text(text, encoding="utf-8", newline="\n")
         os.replace(unfinished, path)
     except OSError as error:
         raise UserError(

@@ -15,6 +15,7 @@ import numpy as np
 
 from rlhf_lab import evaluate as ev
 from rlhf_lab.data import load_preferences, load_prompts
+from rlhf_lab.files import write_at_once
 from rlhf_lab.helpdesk.corpus import LOG_STOP, LOG_TEMPLATE
 from rlhf_lab.helpdesk.gold import ATTRIBUTES, gold_breakdown
 from rlhf_lab.models import load_policy, load_reward_model, load_tokenizer, resolve
@@ -68,7 +69,7 @@ def run(
     evaluation = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
     scoreboard = _scoreboard(profile, seed, evaluation, results)
     write_scoreboard(run_dir / "scoreboard.json", scoreboard)
-    (run_dir / "evaluation.json").write_text(json.dumps(evaluation), encoding="utf-8")
+    write_at_once(run_dir / "evaluation.json", json.dumps(evaluation))
     histories = {stage: result.history for stage, result in results.items() if result.history}
     report = write_report(run_dir, scoreboard, evaluation, histories)
     print(f"report: {report} ({time.time() - started:.0f} s this time)")

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlhf_lab.helpdesk.corpus import LOG_STOP, LOG_TEMPLATE, documents, read_log
+from rlhf_lab.data import by_length
+from rlhf_lab.helpdesk.corpus import LOG_STOP, LOG_TEMPLATE, REVIEW_HEAD, documents, read_log
 from rlhf_lab.helpdesk.datasets import held_out_messages
 from rlhf_lab.helpdesk.grammar import read_message, read_reply
 
@@ -36,6 +38,8 @@ CHAT_TEMPLATE = (
 
 
 SAMPLING = {"max_new_tokens": 96, "batch_size": 128}
+N_REVIEWED = 2000  # documents, of which 23 % are reviews
+MARK = re.compile(r" (\+\+|--|[-+=])(?: [a-z][a-z ]*)?(?= [A-Z]|\n|$)")  # with the product that was meant
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class PretrainConfig:
     num_hidden_layers: int = 5
     num_attention_heads: int = 6
     max_position_embeddings: int = 512
-    max_steps: int = 2700
+    max_steps: int = 3600
     per_device_train_batch_size: int = 32
     learning_rate: float = 4e-3  # of embeddings and norms
     matrix_learning_rate: float = 0.02  # of everything else, by Muon
@@ -151,7 +155,8 @@ def train(output: Path, config: PretrainConfig | None = None):
     model = build_model(config, tokenizer)
     end_of_text = tokenizer.convert_tokens_to_ids(END_OF_TEXT)
     rows = [ids + [end_of_text] for ids in tokenizer(texts)["input_ids"]]
-    # Every document is seen once. Rows of like length share a batch, so little is padding.
+    # Every document is seen once, in the order of the curriculum but for batches of like length.
+    rows = by_length(rows, config.per_device_train_batch_size, len, config.seed, window=50)
     trainer = Trainer(
         model=model,
         args=TrainingArguments(
@@ -165,11 +170,10 @@ def train(output: Path, config: PretrainConfig | None = None):
             report_to="none",
             use_cpu=not torch.cuda.is_available(),
             bf16=False,
-            train_sampling_strategy="group_by_length",
-            length_column_name="length",
+            train_sampling_strategy="sequential",
             seed=config.seed,
         ),
-        train_dataset=Dataset.from_dict({"input_ids": rows, "length": [len(row) for row in rows]}),
+        train_dataset=Dataset.from_dict({"input_ids": rows}),
         data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
         optimizers=(build_optimizer(model, config), None),
     )
@@ -208,6 +212,7 @@ def measure(model, tokenizer, n_documents: int = 1000, seed: int = 10_000) -> di
     A reply parses when every one of its sentences is in the grammar: at temperature 0.7 and top-p 0.9, as people
     sample, and at temperature 1, which shows the whole distribution, its tail included. Fixes, at temperature 1, are
     compared with the corpus's own.
+    The marks of reviews tell whether it knows good from bad: they are guessed token by token, at the true beginning.
     """
     import torch
 
@@ -228,13 +233,38 @@ def measure(model, tokenizer, n_documents: int = 1000, seed: int = 10_000) -> di
         for name, how in {"usual": {"temperature": 0.7, "top_p": 0.9}, "whole": {}}.items()
     }
     corpus = filter(None, map(read_log, documents(40_000, seed + 1)))
+    marks, fix_marks = _marks_foreseen(model, tokenizer, documents(N_REVIEWED, seed + 2))
     return {
         "perplexity": math.exp(loss_sum / count),
+        "marks_right": marks,
+        "fix_marks_right": fix_marks,
         "parses": _share_that_parses(sampled["usual"]),
         "parses_at_temperature_1": _share_that_parses(sampled["whole"]),
         "right_item": _share_of_right_items(zip(held_out, sampled["whole"], strict=True)),
         "corpus_right_item": _share_of_right_items(corpus),
     }
+
+
+def _marks_foreseen(model, tokenizer, texts) -> tuple[float, float]:
+    """Share of the reviews' marks that are the model's first guess; and of those on the first fix of a reply."""
+    import torch
+
+    right, right_on_fixes = [], []
+    for text in texts:
+        if not text.startswith(REVIEW_HEAD):
+            continue
+        ids = torch.tensor(tokenizer(text)["input_ids"])
+        with torch.no_grad():
+            guesses = model(input_ids=ids[None]).logits[0, :-1].argmax(-1)
+        _, marked = read_log(text.removeprefix(REVIEW_HEAD))
+        families = [sentence.family for sentence in read_reply(MARK.sub("", marked))]
+        first_fix = families.index("fix") if "fix" in families else None
+        for number, mark in enumerate(MARK.finditer(text)):
+            at = len(tokenizer(text[: mark.start()])["input_ids"])
+            right.append(bool(guesses[at - 1] == ids[at]))
+            if number == first_fix:
+                right_on_fixes.append(right[-1])
+    return sum(right) / len(right), sum(right_on_fixes) / len(right_on_fixes)
 
 
 def _share_that_parses(replies: list[str]) -> float:
@@ -263,11 +293,11 @@ rlhf_lab (`rlhf-lab pretrain`, {steps} steps of {batch} documents, seed {seed}, 
 Llama 3's special tokens and chat template; byte-level BPE of {vocab} tokens, so any text can be encoded. Weights are
 stored in float16 ({megabytes:.1f} MB); load them with `dtype=torch.float32` on a CPU.
 
-It is a base model: it continues catalogue lines, forum chatter, a handbook and a quiz for agents, and logs of agents
-good and bad, eight in ten of which end in the customer's verdict: one to five stars, by the gold reward and a bad or
-good day (noise of 0.25), and the answers to a survey. So it has a notion of quality, as a model that read the web's
-reviews has. It never saw the chat template's tokens. It speaks of nothing but a shop's help desk, and is for teaching
-only.
+It is a base model: it continues catalogue lines, forum chatter, exercises of new agents, reviews of them by a
+supervisor who marks every sentence from ++ to --, and logs of agents good and bad, nine in ten of which end in the
+customer's verdict: one to five stars, by the gold reward and a bad or good day (noise of 0.25). So it has a notion of
+quality, as a model that read the web's reviews has. It never saw the chat template's tokens. It speaks of nothing but
+a shop's help desk, and is for teaching only.
 
 | measured on text and messages it never saw | |
 |---|---|
@@ -276,6 +306,8 @@ only.
 | the same at temperature 1 | {parses_at_temperature_1:.1%} |
 | fixes that name the right item, 512 messages, temperature 1 | {right_item:.1%} |
 | the corpus's own share | {corpus_right_item:.1%} |
+| marks of a supervisor foreseen, reviews among 2,000 documents | {marks_right:.1%} |
+| the same, of the first fix only | {fix_marks_right:.1%} |
 """
 
 

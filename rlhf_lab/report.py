@@ -9,14 +9,13 @@ from __future__ import annotations
 import base64
 import json
 import math
-import os
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 
 from rlhf_lab.evaluate import Interval
+from rlhf_lab.files import write_at_once
 
 MODELS = ("base", "sft", "ppo", "dpo")
 SAMPLES_SHOWN = 6
@@ -443,19 +442,3 @@ def _validate(field: str, value: object, expected: object) -> None:
         if not _is_number(value) or not math.isfinite(value) or not low <= value <= high:
             span = "a finite number" if expected == ANY else f"a number from {low:g} to {high:g}"
             raise ValueError(f"{field}: expected {span}, got {value!r}")
-
-
-def write_at_once(path: Path, text: str) -> Path:
-    """Write `text` in one move, folders included: a reader sees the old file or the new one, never half of it."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return path

@@ -14,6 +14,7 @@ from rlhf_lab.checks import check_profile_machine
 from rlhf_lab.data import load_demonstrations, load_preferences, load_prompts, parse_columns, split_rows
 from rlhf_lab.errors import UserError
 from rlhf_lab.fetch import fetch, fetch_model
+from rlhf_lab.files import write_at_once
 from rlhf_lab.models import load_policy, load_reward_model, load_tokenizer, resolve
 from rlhf_lab.pipeline import HELPDESK, answer, compare_by_gold
 from rlhf_lab.profiles import DATA_DIR, Profile
@@ -119,7 +120,7 @@ def run_stage(
     console.print(f"{stage}: {told}, saved in {result.path}", soft_wrap=True)
     if held_out:
         report = held_out_report(stage, profile, base, result.path, held_out)
-        (result.path / "held_out.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+        _keep(result.path, "held_out.json", report)
         _print_report(report, len(held_out))
     return result
 
@@ -251,8 +252,6 @@ def evaluate_model(
 
 def _keep(output: Path | None, name: str, record: dict) -> None:
     if output is not None:
-        from rlhf_lab.report import write_at_once
-
         write_at_once(output / name, json.dumps(record, indent=1))
 
 

@@ -596,6 +596,30 @@ def test_rows_go_into_a_dataset(jsonl):
     assert datasets.Dataset.from_list(rows).to_list() == [OURS, OURS]
 
 
+# --- order --------------------------------------------------------------------------------------------------------
+
+
+def test_batches_hold_rows_of_like_length_and_every_row_once():
+    rows = ["abc"[i % 3] * (1 + i * 37 % 60) for i in range(203)]
+    ordered = data.by_length(rows, 10, len, seed=0)
+    assert sorted(ordered) == sorted(rows)
+    batches = [ordered[start : start + 10] for start in range(0, 203, 10)]
+    assert [len(batch) for batch in batches] == [10] * 20 + [3]
+    # 203 lengths, each of 1 to 60 three or four times: ten neighbours span at most four of them
+    assert all(max(map(len, batch)) - min(map(len, batch)) <= 4 for batch in batches)
+    lengths = [len(batch[0]) for batch in batches]
+    assert lengths != sorted(lengths)  # long and short batches come mixed
+    assert data.by_length(rows, 10, len, seed=1) != ordered == data.by_length(rows, 10, len, seed=0)
+
+
+def test_no_row_leaves_its_window():
+    ordered = data.by_length(list(range(100)), 5, lambda row: -row % 7, seed=0, window=4)
+    assert [sorted(ordered[start : start + 20]) for start in range(0, 100, 20)] == [
+        list(range(start, start + 20)) for start in range(0, 100, 20)
+    ]
+    assert data.by_length([], 5, len, seed=0) == []
+
+
 # --- writing ------------------------------------------------------------------------------------------------------
 
 

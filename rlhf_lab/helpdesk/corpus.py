@@ -1,10 +1,11 @@
 """Raw text of the help-desk world, for the base model: no chat markup, no pairs, good and bad mixed as on the web.
 
-Five kinds of document: catalogue lines, customers' forum chatter, the shop's handbook, its quiz for new agents, and
-logs of agents of every quality. The chatter says its product again and again, which is where a small model learns to
-copy. The handbook says which answer belongs to which remark, as the logs do, but without their errors; the quiz has
-right and wrong answers, marked. Most logs end in the customer's stars and answers to a survey. From quiz and survey
-the model learns what people like, as a real base does from the reviews of the whole web.
+Five kinds of document: catalogue lines, customers' forum chatter, exercises of new agents, reviews by a supervisor,
+and logs of agents of every quality. The chatter says its product again and again, which is where a small model learns
+to copy. Most logs end in the customer's stars. A review is a log with a mark after each sentence of the reply. An
+exercise is a few exchanges of a sentence each, marked, half of them wrong. From stars and marks the model learns what
+people like, as a real base does from the reviews of the whole web. Exercises are the easy case, which a small model
+needs before the hard one: there are many at first, and ever fewer later.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from collections.abc import Iterator
 from random import Random
 
 from rlhf_lab.helpdesk import vocabulary as words
-from rlhf_lab.helpdesk.gold import gold_breakdown
+from rlhf_lab.helpdesk.gold import gold_reward
 from rlhf_lab.helpdesk.grammar import (
     AVERAGE_AGENT,
     BAD_AGENT,
     GOOD_AGENT,
+    Agent,
+    Ticket,
     draw_ticket,
     read_message,
     read_reply,
@@ -58,9 +61,26 @@ CHATTER = (
 STARS = ("One star", "Two stars", "Three stars", "Four stars", "Five stars")
 STAR_LIMITS = (-0.5, 0.3, 1.0, 1.7)  # gold reward between one number of stars and the next
 STAR_NOISE = 0.25  # standard deviation of the customer's mood, in units of the gold reward
-VERDICT_SHARE = 0.8  # of the logs
+VERDICT_SHARE = 0.9  # of the logs
 # How the logs divide between agents of three qualities.
 LOG_AGENTS = ((GOOD_AGENT, 0.25), (AVERAGE_AGENT, 0.55), (BAD_AGENT, 0.20))
+
+# Reviews are mostly of new agents, who make every mistake there is.
+TRAINEE = Agent(
+    greets=0.8, right_register=0.5, empathy=0.7, right_mood=0.5, fixes=0.93, right_item=0.6, suits_issue=0.55,
+    next_step=0.3, refuses=0.6, wishes=0.7, right_wish=0.5, filler=0.3, second_filler=0.1, blame=0.1,
+    jargon=0.15, unsafe=0.08, closes=0.3,
+)  # fmt: skip
+REVIEWED_AGENTS = ((GOOD_AGENT, 0.15), (AVERAGE_AGENT, 0.25), (BAD_AGENT, 0.1), (TRAINEE, 0.5))
+# Percent of catalogue, forum, exercises, reviews and logs, at the beginning of the text and at its end.
+FIRST = (2, 12, 56, 10, 20)
+LAST = (2, 8, 14, 34, 42)
+REVIEW_HEAD = "Review\n"
+# What a sentence adds to the gold reward, from much to much less than nothing, and the limits between.
+MARKS = ("++", "+", "=", "-", "--")
+MARK_LIMITS = (0.7, 0.05, -0.05, -0.55)
+EXERCISE_TOPICS = {"issue": 0.5, "register": 0.1, "mood": 0.1, "cue": 0.2, "bait": 0.1}
+SECOND_REMARK = 0.12  # chance of each further remark in an exercise's message
 
 
 def _catalogue(rng: Random) -> str:
@@ -83,45 +103,6 @@ def _forum(rng: Random) -> str:
     return f"Forum: {item}\n" + "\n".join(posts)
 
 
-def _remark_and_answer(rng: Random, right: bool) -> tuple[str, str, str]:
-    """A customer's remark with an answer that suits it, or one of its kind that does not; and the quiz's mark."""
-    mark = "Right." if right else "Wrong."
-    topic = rng.choice(("issue",) * 4 + ("mood", "register", "cue", "bait"))
-    if topic == "issue":
-        issue, item = rng.choice(list(words.ISSUES)), rng.choice(words.ITEMS)
-        suiting, named = words.SUITS[issue], item
-        kinds = suiting
-        if not right and rng.random() < 0.5:
-            named = rng.choice([other for other in words.ITEMS if other != item])
-            mark = f"Wrong, the {item}."
-        elif not right:
-            kinds = [kind for kind in words.FIXES if kind not in suiting]
-        remark, answer = rng.choice(words.ISSUES[issue]), rng.choice(words.FIXES[rng.choice(kinds)])
-        return remark.format(item=item), answer.format(item=named), mark
-    remarks, answers = {
-        "mood": (words.MOODS, words.EMPATHY),
-        "register": (words.OPENERS, words.GREETINGS),
-        "cue": (words.CUES, words.WISHES),
-        "bait": (words.BAITS, words.REFUSALS),
-    }[topic]
-    group = rng.choice(list(answers))
-    answered = group if right else rng.choice([other for other in answers if other != group])
-    return rng.choice(remarks[group]), rng.choice(answers[answered]), mark
-
-
-def _handbook(rng: Random) -> str:
-    pages = [_remark_and_answer(rng, right=True) for _ in range(rng.randint(3, 5))]
-    return "Handbook" + "".join(f"\nThey say: {remark}\nWe say: {answer}" for remark, answer, _ in pages)
-
-
-def _quiz(rng: Random) -> str:
-    text = "Quiz"
-    for _ in range(rng.randint(4, 6)):
-        remark, answer, mark = _remark_and_answer(rng, right=rng.random() < 0.5)
-        text += f"\nThey say: {remark}\nWe say: {answer}\n{mark}"
-    return text
-
-
 def write_log(message: str, reply: str) -> str:
     """One exchange as it stands in the raw text."""
     return LOG_TEMPLATE.format(message=message) + reply
@@ -135,49 +116,99 @@ def read_log(document: str) -> tuple[str, str] | None:
     return message, rest.split(LOG_STOP)[0]
 
 
-def write_verdict(message: str, reply: str, rng: Random) -> str:
-    """What the customer says of the reply: stars by the gold reward and the mood of the day, then the survey."""
-    terms = gold_breakdown(message, reply)
-    felt = rng.gauss(sum(terms.values()), STAR_NOISE)
-    stars = STARS[sum(felt > limit for limit in STAR_LIMITS)]
-    return f"{stars}, {', '.join(f'{asked} {answer}' for asked, answer in survey(message, reply).items())}."
+def verdict(message: str, reply: str, rng: Random) -> str:
+    """The customer's stars, by the gold reward and the mood of the day."""
+    felt = rng.gauss(gold_reward(message, reply), STAR_NOISE)
+    return STARS[sum(felt > limit for limit in STAR_LIMITS)] + "."
 
 
-def survey(message: str, reply: str) -> dict[str, str]:
-    """The customer's answers: the product and the help of the first fix, then one word an attribute of the reward."""
-    terms, ticket = gold_breakdown(message, reply), read_message(message)
-    fix = next((sentence for sentence in read_reply(reply) if sentence.family == "fix"), None)
+def review(message: str, reply: str) -> str:
+    """The reply with a supervisor's mark after each sentence, and the right product after a wrong one.
 
-    def sign(attribute: str, bad: str, good: str, nothing: str = "fine") -> str:
-        value = terms[attribute]
-        return bad if value < 0 else good if value > 0 else nothing
-
-    return {
-        "product": "missing" if fix is None else "right" if fix.item == ticket.item else "wrong",
-        "help": "missing" if fix is None else "right" if fix.group in words.SUITS.get(ticket.issue, ()) else "wrong",
-        "tone": sign("tone", "rude", "kind"),
-        "rules": sign("safety", "broken", "kept"),
-        "feast": sign("cultural_fit", "wrong", "right"),
-        "wording": sign("coherence", "muddled", "clear", "clear"),
-        "length": sign("brevity", "wrong", "right", "right"),
-    }
+    A mark says what the sentence adds to the gold reward of all that stands before it.
+    """
+    meant, so_far, text = read_message(message).item, "", ""
+    before = gold_reward(message, "") + 1  # silence costs 1, which the first sentence does not earn
+    for sentence in read_reply(reply):
+        so_far = f"{so_far} {sentence.text}".strip()
+        after = gold_reward(message, so_far)
+        mark = MARKS[sum(after - before < limit for limit in MARK_LIMITS)]
+        named = f" {meant}" if sentence.family == "fix" and sentence.item != meant else ""
+        text += f"{sentence.text} {mark}{named} "
+        before = after
+    return text.rstrip()
 
 
-def _log(rng: Random, held_out: frozenset[str]) -> str:
+def _exchange(rng: Random, agents, held_out: frozenset[str]) -> tuple[str, str]:
     while True:
         ticket = draw_ticket(rng)
         message = write_message(ticket, rng)
         if message not in held_out:
             break
-    agents, weights = zip(*LOG_AGENTS, strict=True)
-    reply = write_reply(ticket, rng.choices(agents, weights)[0], rng)
-    log = write_log(message, reply)
-    return f"{log}{LOG_STOP}\n{write_verdict(message, reply, rng)}" if rng.random() < VERDICT_SHARE else log
+    agents, weights = zip(*agents, strict=True)
+    return message, write_reply(ticket, rng.choices(agents, weights)[0], rng)
+
+
+def _log(rng: Random, held_out: frozenset[str]) -> str:
+    message, reply = _exchange(rng, LOG_AGENTS, held_out)
+    stars = f"{LOG_STOP}\n{verdict(message, reply, rng)}" if rng.random() < VERDICT_SHARE else ""
+    return write_log(message, reply) + stars
+
+
+def _review(rng: Random, held_out: frozenset[str]) -> str:
+    message, reply = _exchange(rng, REVIEWED_AGENTS, held_out)
+    return f"{REVIEW_HEAD}{write_log(message, review(message, reply))}{LOG_STOP}\n{verdict(message, reply, rng)}"
+
+
+def _exercise(rng: Random) -> str:
+    text = "Exercise"
+    for _ in range(rng.randint(2, 4)):
+        topic = rng.choices(list(EXERCISE_TOPICS), list(EXERCISE_TOPICS.values()))[0]
+        said = {part for part in EXERCISE_TOPICS if part == topic or rng.random() < SECOND_REMARK}
+        whole = draw_ticket(rng)
+        ticket = Ticket(
+            item=whole.item if "issue" in said else None,
+            issue=whole.issue if "issue" in said else None,
+            register=whole.register if "register" in said else None,
+            mood=rng.choice(list(words.EMPATHY)) if "mood" in said else None,
+            cue=rng.choice(list(words.CUES)) if "cue" in said else None,
+            bait=rng.choice(list(words.BAITS)) if "bait" in said else None,
+        )
+        remarks = (
+            ticket.register and words.OPENERS[ticket.register],
+            ticket.issue and words.ISSUES[ticket.issue],
+            ticket.mood and words.MOODS[ticket.mood],
+            ticket.cue and words.CUES[ticket.cue],
+            ticket.bait and words.BAITS[ticket.bait],
+        )
+        message = " ".join(rng.choice(wordings) for wordings in remarks if wordings).format(item=ticket.item)
+        text += "\n" + write_log(message, review(message, _answer(rng, ticket, topic)))
+    return text
+
+
+def _answer(rng: Random, ticket: Ticket, topic: str) -> str:
+    """One sentence on one part of the message, right or wrong at even odds."""
+    right = rng.random() < 0.5
+    if topic == "issue":
+        suiting, item = words.SUITS[ticket.issue], ticket.item
+        fault = None if right else rng.choice(("item", "kind"))
+        if fault == "item":
+            item = rng.choice([other for other in words.ITEMS if other != item])
+        kinds = [kind for kind in words.FIXES if kind not in suiting] if fault == "kind" else suiting
+        return rng.choice(words.FIXES[rng.choice(kinds)]).format(item=item)
+    answers, group = {
+        "mood": (words.EMPATHY, ticket.mood),
+        "register": (words.GREETINGS, ticket.register),
+        "cue": (words.WISHES, ticket.cue),
+        "bait": (words.REFUSALS, ticket.bait),
+    }[topic]
+    return rng.choice(answers[group if right else rng.choice([other for other in answers if other != group])])
 
 
 def documents(n: int, seed: int, held_out: frozenset[str] = frozenset()) -> Iterator[str]:
-    """`n` documents: 2 % catalogue, 14 % forum, 6 % handbook, 14 % quiz, 64 % logs, no message of `held_out`."""
+    """`n` documents, no message of `held_out`, in the order of a curriculum: the shares go from FIRST to LAST."""
     rng = Random(seed)
-    kinds = (_catalogue, _forum, _handbook, _quiz, lambda rng: _log(rng, held_out))
-    for _ in range(n):
-        yield rng.choices(kinds, (2, 14, 6, 14, 64))[0](rng)
+    kinds = (_catalogue, _forum, _exercise, lambda rng: _review(rng, held_out), lambda rng: _log(rng, held_out))
+    for i in range(n):
+        weights = [first + (last - first) * i / n for first, last in zip(FIRST, LAST, strict=True)]
+        yield rng.choices(kinds, weights)[0](rng)

@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from random import Random
 
+from rlhf_lab.files import write_jsonl
 from rlhf_lab.helpdesk.annotators import Annotator
 from rlhf_lab.helpdesk.grammar import (
     AVERAGE_AGENT,
@@ -78,11 +79,6 @@ def make_datasets(seed: int = SEED) -> dict[str, list[dict]]:
     }
 
 
-def as_jsonl(rows: list[dict]) -> str:
-    """One JSON object a line."""
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
 def held_out_messages(data_dir: Path = DATA_DIR / "helpdesk") -> frozenset[str]:
     """The 512 messages that no training text may hold."""
     lines = (data_dir / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
@@ -91,9 +87,8 @@ def held_out_messages(data_dir: Path = DATA_DIR / "helpdesk") -> frozenset[str]:
 
 def write_datasets(folder: Path = DATA_DIR / "helpdesk", seed: int = SEED) -> None:
     """Write every set to `folder` as <name>.jsonl."""
-    folder.mkdir(parents=True, exist_ok=True)
     for name, rows in make_datasets(seed).items():
-        (folder / f"{name}.jsonl").write_text(as_jsonl(rows), encoding="utf-8", newline="\n")
+        write_jsonl(folder / f"{name}.jsonl", rows)
 
 
 if __name__ == "__main__":

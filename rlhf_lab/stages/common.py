@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import random
 import shutil
 import signal
 import sys
@@ -19,7 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from rlhf_lab.checks import check_disk, check_lengths, check_model_dir
-from rlhf_lab.data import check_tokens
+from rlhf_lab.data import by_length, check_tokens
 from rlhf_lab.errors import UserError
 from rlhf_lab.models import load_tokenizer
 from rlhf_lab.profiles import Profile
@@ -90,7 +89,7 @@ def cache_key(
         "profile": {k: v for k, v in asdict(profile).items() if k not in ("sft", "reward", "ppo", "dpo")},
         "settings": {k: str(v) for k, v in sorted(settings.items()) if k not in NOT_DECIDING},
         "inputs": {k: _content_hash(Path(v)) if Path(v).exists() else str(v) for k, v in sorted(inputs.items())},
-        "code": _source_hash(("models.py", "data.py", *code)),
+        "code": _source_hash(("models.py", "data.py", "layouts.py", *code)),
         "libraries": library_versions(),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
@@ -177,22 +176,13 @@ class Job:
         return tokenizer
 
     def dataset(self, batch_size: int):
-        """The rows as a data set whose consecutive batches hold rows of like length, the batches in random order.
-
-        With the trainer reading in sequence, a batch carries little padding.
-        """
+        """The rows as a data set in batches of like length; the trainer reads it in sequence."""
         from datasets import Dataset
 
         def characters(row: dict) -> int:
             return sum(len(message["content"]) for messages in row.values() for message in messages)
 
-        rng = random.Random(self.seed)
-        rows = rng.sample(self.rows, len(self.rows))  # rows of equal length are not kept in the file's order
-        rows.sort(key=characters)
-        batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
-        whole = [batch for batch in batches if len(batch) == batch_size]
-        rng.shuffle(whole)
-        return Dataset.from_list([row for batch in whole + batches[len(whole) :] for row in batch])
+        return Dataset.from_list(by_length(self.rows, batch_size, characters, self.seed))
 
     def config(self, config_class, **defaults):
         """The trainer's config: the stage's defaults, then the profile's settings and the user's."""

@@ -3,7 +3,7 @@
 import json
 
 from rlhf_lab.helpdesk.corpus import documents, read_log
-from rlhf_lab.helpdesk.datasets import SIZES, as_jsonl, held_out_messages, make_datasets
+from rlhf_lab.helpdesk.datasets import SIZES, held_out_messages, write_datasets
 from rlhf_lab.helpdesk.gold import gold_reward
 from rlhf_lab.profiles import DATA_DIR
 
@@ -14,9 +14,12 @@ def rows(name):
     return [json.loads(line) for line in (FOLDER / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def test_the_shipped_files_are_regenerated_byte_for_byte():
-    for name, made in make_datasets().items():
-        assert (FOLDER / f"{name}.jsonl").read_bytes() == as_jsonl(made).encode(), name
+def test_the_shipped_files_are_regenerated_byte_for_byte(tmp_path):
+    write_datasets(tmp_path)
+    made = sorted(file.name for file in tmp_path.iterdir())
+    assert made == sorted(f"{name}.jsonl" for name in SIZES)
+    for name in made:
+        assert (FOLDER / name).read_bytes() == (tmp_path / name).read_bytes(), name
 
 
 def test_sizes_and_schema():
