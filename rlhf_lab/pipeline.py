@@ -16,7 +16,7 @@ import numpy as np
 from rlhf_lab import evaluate as ev
 from rlhf_lab.data import load_preferences, load_prompts
 from rlhf_lab.files import write_at_once
-from rlhf_lab.helpdesk.corpus import LOG_STOP, LOG_TEMPLATE
+from rlhf_lab.helpdesk.corpus import LOG_TEMPLATE, only_reply
 from rlhf_lab.helpdesk.gold import ATTRIBUTES, gold_breakdown
 from rlhf_lab.models import load_policy, load_reward_model, load_tokenizer, resolve
 from rlhf_lab.profiles import DATA_DIR, Profile
@@ -113,7 +113,7 @@ def answer(
         description="answers",
     )
     texts = [tokenizer.decode(row, skip_special_tokens=True).strip() for row in ids]
-    return [text.split(LOG_STOP)[0] for text in texts] if as_log else texts, ids
+    return [only_reply(text) for text in texts] if as_log else texts, ids
 
 
 def compare_by_gold(prompts: list, replies: dict[str, list[str]], tokenizer) -> dict:

@@ -8,24 +8,24 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from rlhf_lab.data import by_length
-from rlhf_lab.helpdesk.corpus import LOG_STOP, LOG_TEMPLATE, REVIEW_HEAD, documents, read_log
+from rlhf_lab.helpdesk.corpus import LOG_TEMPLATE, MARK, MARKS, STARS, documents, only_reply, read_log
 from rlhf_lab.helpdesk.datasets import held_out_messages
 from rlhf_lab.helpdesk.grammar import read_message, read_reply
 
 BOS, END_OF_TEXT, PAD = "<|begin_of_text|>", "<|end_of_text|>", "<|finetune_right_pad_id|>"
 START_HEADER, END_HEADER, END_OF_TURN = "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"
 SPECIAL_TOKENS = (BOS, END_OF_TEXT, PAD, START_HEADER, END_HEADER, END_OF_TURN)
-# Llama 3's pre-tokenizer pattern (meta-llama/llama3, tokenizer.py): words carry their leading space.
+# Llama 3's pre-tokenizer pattern (meta-llama/llama3, tokenizer.py): words carry their leading space. Here the end of a
+# line is always a token of its own, so that a sentence ends in the same token before it as before the end of a turn.
 SPLIT_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    r"| ?[^\s\p{L}\p{N}]+|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 CHAT_TEMPLATE = (
     "{{- bos_token }}"
@@ -37,9 +37,11 @@ CHAT_TEMPLATE = (
 )
 
 
+# Marks and stars are one token in fifteen, and what they depend on is hard: with weight 1 the model told wrong fixes
+# from right ones hardly better than by chance (0.05 of them after 500 steps), with 5 it does (0.43; 0.82 after 750).
+VERDICT_WEIGHT = 5.0
 SAMPLING = {"max_new_tokens": 96, "batch_size": 128}
-N_REVIEWED = 2000  # documents, of which 23 % are reviews
-MARK = re.compile(r" (\+\+|--|[-+=])(?: [a-z][a-z ]*)?(?= [A-Z]|\n|$)")  # with the product that was meant
+N_MARKED = 1000  # documents
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class PretrainConfig:
     num_hidden_layers: int = 5
     num_attention_heads: int = 6
     max_position_embeddings: int = 512
-    max_steps: int = 3600
+    max_steps: int = 2900
     per_device_train_batch_size: int = 32
     learning_rate: float = 4e-3  # of embeddings and norms
     matrix_learning_rate: float = 0.02  # of everything else, by Muon
@@ -175,10 +177,31 @@ def train(output: Path, config: PretrainConfig | None = None):
         ),
         train_dataset=Dataset.from_dict({"input_ids": rows}),
         data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
+        compute_loss_func=_weighted_loss(tokenizer),
         optimizers=(build_optimizer(model, config), None),
     )
     trainer.train()
     return model, tokenizer, time.time() - started
+
+
+def _weighted_loss(tokenizer):
+    """Cross-entropy of the next token, a supervisor's marks and a customer's stars counting VERDICT_WEIGHT times."""
+    import torch
+
+    weights = torch.ones(len(tokenizer))
+    weights[_mark_ids(tokenizer) + tokenizer.convert_tokens_to_ids([stars.split()[0] for stars in STARS])] = (
+        VERDICT_WEIGHT
+    )
+
+    def loss(outputs, labels, num_items_in_batch=None):
+        logits = outputs.logits[:, :-1].flatten(0, 1)
+        return torch.nn.functional.cross_entropy(logits, labels[:, 1:].flatten(), weights.to(logits.device))
+
+    return loss
+
+
+def _mark_ids(tokenizer) -> list[int]:
+    return tokenizer.convert_tokens_to_ids([tokenizer.tokenize(f" {mark}")[0] for mark in MARKS])
 
 
 def separate_chat_tokens(model, tokenizer, seed: int = 0) -> None:
@@ -195,6 +218,10 @@ def separate_chat_tokens(model, tokenizer, seed: int = 0) -> None:
     seen[unseen] = False
     noise = torch.randn(len(unseen), rows.shape[1], generator=torch.Generator().manual_seed(seed))
     rows[unseen] = rows[seen].mean(0) + rows[seen].std() * noise
+    # The end of a turn is most like the end of a log's line, where the model sums up what the reply was worth. Scaled
+    # down, since embeddings are tied and its output must not compete with the line's end.
+    (line_end,) = tokenizer("\n", add_special_tokens=False)["input_ids"]
+    rows[tokenizer.eos_token_id] = 0.7 * rows[line_end]
 
 
 def save(model, tokenizer, output: Path) -> None:
@@ -212,7 +239,7 @@ def measure(model, tokenizer, n_documents: int = 1000, seed: int = 10_000) -> di
     A reply parses when every one of its sentences is in the grammar: at temperature 0.7 and top-p 0.9, as people
     sample, and at temperature 1, which shows the whole distribution, its tail included. Fixes, at temperature 1, are
     compared with the corpus's own.
-    The marks of reviews tell whether it knows good from bad: they are guessed token by token, at the true beginning.
+    A supervisor's marks tell whether it knows good from bad; they are guessed where one stands in a true log.
     """
     import torch
 
@@ -229,11 +256,11 @@ def measure(model, tokenizer, n_documents: int = 1000, seed: int = 10_000) -> di
         count += ids.shape[1] - 1
     asked = [LOG_TEMPLATE.format(message=message) for message in held_out]
     sampled = {
-        name: [text.split(LOG_STOP)[0] for text in generate(model, tokenizer, asked, **SAMPLING, **how, seed=seed)]
+        name: [only_reply(text) for text in generate(model, tokenizer, asked, **SAMPLING, **how, seed=seed)]
         for name, how in {"usual": {"temperature": 0.7, "top_p": 0.9}, "whole": {}}.items()
     }
     corpus = filter(None, map(read_log, documents(40_000, seed + 1)))
-    marks, fix_marks = _marks_foreseen(model, tokenizer, documents(N_REVIEWED, seed + 2))
+    marks, fix_marks = _marks_foreseen(model, tokenizer, documents(N_MARKED, seed + 2))
     return {
         "perplexity": math.exp(loss_sum / count),
         "marks_right": marks,
@@ -246,23 +273,22 @@ def measure(model, tokenizer, n_documents: int = 1000, seed: int = 10_000) -> di
 
 
 def _marks_foreseen(model, tokenizer, texts) -> tuple[float, float]:
-    """Share of the reviews' marks that are the model's first guess; and of those on the first fix of a reply."""
+    """Share of the logs' marks that the model guesses, knowing that one stands there; and of the first fix's alone."""
     import torch
 
+    mark_ids = torch.tensor(_mark_ids(tokenizer))
     right, right_on_fixes = [], []
     for text in texts:
-        if not text.startswith(REVIEW_HEAD):
+        if not (log := read_log(text)):
             continue
-        ids = torch.tensor(tokenizer(text)["input_ids"])
+        ids = tokenizer(text)["input_ids"]
         with torch.no_grad():
-            guesses = model(input_ids=ids[None]).logits[0, :-1].argmax(-1)
-        _, marked = read_log(text.removeprefix(REVIEW_HEAD))
-        families = [sentence.family for sentence in read_reply(MARK.sub("", marked))]
-        first_fix = families.index("fix") if "fix" in families else None
-        for number, mark in enumerate(MARK.finditer(text)):
+            guesses = mark_ids[model(input_ids=torch.tensor([ids])).logits[0][:, mark_ids].argmax(-1)]
+        first_fix = next((sentence.text for sentence in read_reply(log[1]) if sentence.family == "fix"), None)
+        for mark in MARK.finditer(text):
             at = len(tokenizer(text[: mark.start()])["input_ids"])
-            right.append(bool(guesses[at - 1] == ids[at]))
-            if number == first_fix:
+            right.append(bool(guesses[at - 1] == mark_ids[MARKS.index(mark[1])]))
+            if first_fix and text[: mark.start()].endswith(first_fix):
                 right_on_fixes.append(right[-1])
     return sum(right) / len(right), sum(right_on_fixes) / len(right_on_fixes)
 
@@ -293,11 +319,12 @@ rlhf_lab (`rlhf-lab pretrain`, {steps} steps of {batch} documents, seed {seed}, 
 Llama 3's special tokens and chat template; byte-level BPE of {vocab} tokens, so any text can be encoded. Weights are
 stored in float16 ({megabytes:.1f} MB); load them with `dtype=torch.float32` on a CPU.
 
-It is a base model: it continues catalogue lines, forum chatter, exercises of new agents, reviews of them by a
-supervisor who marks every sentence from ++ to --, and logs of agents good and bad, nine in ten of which end in the
-customer's verdict: one to five stars, by the gold reward and a bad or good day (noise of 0.25). So it has a notion of
-quality, as a model that read the web's reviews has. It never saw the chat template's tokens. It speaks of nothing but
-a shop's help desk, and is for teaching only.
+It is a base model: it continues catalogue lines, forum chatter, packing lists, exercises of new agents, and logs of
+agents good and bad. In three logs of four a supervisor has marked each sentence of the reply, from +++ to ---, by what
+it adds to the gold reward, and nine in ten end in the customer's verdict: one to five stars, by the gold reward and a
+bad or good day (noise of 0.25). Marks and stars counted {weight:.0f} times in the training loss. So it has a notion of
+quality, as a model that read the web's reviews has. Whoever asks it in the form of a log drops the marks from its
+answer. It never saw the chat template's tokens. It speaks of nothing but a shop's help desk, and is for teaching only.
 
 | measured on text and messages it never saw | |
 |---|---|
@@ -306,7 +333,7 @@ a shop's help desk, and is for teaching only.
 | the same at temperature 1 | {parses_at_temperature_1:.1%} |
 | fixes that name the right item, 512 messages, temperature 1 | {right_item:.1%} |
 | the corpus's own share | {corpus_right_item:.1%} |
-| marks of a supervisor foreseen, reviews among 2,000 documents | {marks_right:.1%} |
+| supervisor's marks foreseen, logs among 1,000 documents | {marks_right:.1%} |
 | the same, of the first fix only | {fix_marks_right:.1%} |
 """
 
@@ -323,7 +350,7 @@ def write_card(output: Path, config: PretrainConfig, model, measured: dict[str, 
         "vocab": model.config.vocab_size,
         "megabytes": weights,
     }
-    (output / "README.md").write_text(CARD.format(**facts), encoding="utf-8")
+    (output / "README.md").write_text(CARD.format(**facts, weight=VERDICT_WEIGHT), encoding="utf-8")
     (output / "card.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 

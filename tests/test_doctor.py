@@ -93,7 +93,7 @@ def test_one_core(monkeypatch):
 def test_little_memory(monkeypatch):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2**29, total=2**30))
     assert found("memory").status == "warn"
-    assert "expects 1.8 GB, this machine has 1.0" in found("profile tiny").message
+    assert "expects 2.0 GB, this machine has 1.0" in found("profile tiny").message
 
 
 def test_little_disk(monkeypatch):

@@ -34,6 +34,13 @@ def test_the_kept_scoreboards_reach_the_course_s_targets(path):
         assert abs(board[policy]["mean_length"] / board["sft"]["mean_length"] - 1) <= 0.30
 
 
+def test_the_table_of_the_real_llama_is_what_was_kept():
+    smol = runpy.run_path(str(REPO_ROOT / "bench" / "smol.py"))
+    kept = json.loads(smol["KEPT"].read_text(encoding="utf-8"))
+    assert set(kept) == set(smol["STAGES"])
+    assert smol["table"](kept) in README
+
+
 def test_every_file_it_links_to_is_there():
     links = re.findall(r"\]\(([^)#]+)\)", README)
     assert links

@@ -48,14 +48,14 @@ def test_the_card_states_what_is_promised():
 def test_what_the_card_says_of_copying_holds_on_the_spot(tokenizer, model):
     """A fresh sample from the shipped weights; the bounds leave room for the chance in 192 replies."""
     from rlhf_lab.evaluate import generate
-    from rlhf_lab.helpdesk.corpus import LOG_STOP, LOG_TEMPLATE
+    from rlhf_lab.helpdesk.corpus import LOG_TEMPLATE, only_reply
     from rlhf_lab.helpdesk.grammar import read_message, read_reply
 
     card = json.loads((FOLDER / "card.json").read_text(encoding="utf-8"))
     messages = sorted(held_out_messages())[:192]
     asked = [LOG_TEMPLATE.format(message=message) for message in messages]
     texts = generate(model, tokenizer, asked, max_new_tokens=96, batch_size=96, seed=5, progress=False)
-    replies = [text.split(LOG_STOP)[0] for text in texts]
+    replies = [only_reply(text) for text in texts]
     parses = sum(all(s.family for s in read_reply(r)) for r in replies) / len(replies)
     fixes = [
         sentence.item == read_message(message).item

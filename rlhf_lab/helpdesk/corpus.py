@@ -1,15 +1,18 @@
 """Raw text of the help-desk world, for the base model: no chat markup, no pairs, good and bad mixed as on the web.
 
-Five kinds of document: catalogue lines, customers' forum chatter, exercises of new agents, reviews by a supervisor,
-and logs of agents of every quality. The chatter says its product again and again, which is where a small model learns
-to copy. Most logs end in the customer's stars. A review is a log with a mark after each sentence of the reply. An
-exercise is a few exchanges of a sentence each, marked, half of them wrong. From stars and marks the model learns what
-people like, as a real base does from the reviews of the whole web. Exercises are the easy case, which a small model
-needs before the hard one: there are many at first, and ever fewer later.
+Five kinds of document: catalogue lines, customers' forum chatter, packing lists, exercises of new agents, and logs of
+agents of every quality. The chatter says its product again and again, which is where a small model learns to copy. Most
+logs end in the customer's stars, and in most a supervisor has put a mark after each sentence of the reply. An exercise
+is one short message with several answers of a sentence, marked, half of them wrong. From stars and marks the model
+learns what people like, as a real base does from the reviews of the whole web. Packing lists (was this product
+ordered?) and exercises are the easy cases, which a small model needs before the hard one: there are many at first, and
+ever fewer later. Exercises and logs come in two forms, of a shop's desk and of a chat program, so that what the model
+knows of replies does not hang on the words around them.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from random import Random
 
@@ -20,6 +23,7 @@ from rlhf_lab.helpdesk.grammar import (
     BAD_AGENT,
     GOOD_AGENT,
     Agent,
+    Sentence,
     Ticket,
     draw_ticket,
     read_message,
@@ -30,7 +34,12 @@ from rlhf_lab.helpdesk.grammar import (
 
 # Message and reply begin on lines of their own, so their first words carry no leading space, as in a chat template.
 LOG_TEMPLATE = "Customer:\n{message}\nAgent:\n"
-LOG_STOP = "\nCustomer:"
+CHAT_LOG_TEMPLATE = "user\n\n{message}\nassistant\n\n"
+CHAT_LOGS = 0.4  # share of them
+LOG = re.compile(r"(?:Customer:\n|user\n\n)(?P<message>.*)\n(?:Agent:\n|assistant\n\n)(?P<reply>.*)")
+LOG_STOP = "\n"
+EXERCISE_HEAD = "Exercise\n"
+MARK = re.compile(r" (\+{1,3}|-{1,3}|=)(?: [a-z][a-z ]*)?(?= [A-Z]|\n|$)")  # with what was meant
 
 CATALOGUE = (
     "The {item} costs {price} euros and stands in aisle {aisle}.",
@@ -61,26 +70,23 @@ CHATTER = (
 STARS = ("One star", "Two stars", "Three stars", "Four stars", "Five stars")
 STAR_LIMITS = (-0.5, 0.3, 1.0, 1.7)  # gold reward between one number of stars and the next
 STAR_NOISE = 0.25  # standard deviation of the customer's mood, in units of the gold reward
-VERDICT_SHARE = 0.9  # of the logs
-# How the logs divide between agents of three qualities.
-LOG_AGENTS = ((GOOD_AGENT, 0.25), (AVERAGE_AGENT, 0.55), (BAD_AGENT, 0.20))
-
-# Reviews are mostly of new agents, who make every mistake there is.
+STARRED = 0.9  # share of the logs
+# New agents make every mistake there is.
 TRAINEE = Agent(
-    greets=0.8, right_register=0.5, empathy=0.7, right_mood=0.5, fixes=0.93, right_item=0.6, suits_issue=0.55,
+    greets=0.8, right_register=0.5, empathy=0.7, right_mood=0.5, fixes=0.93, right_item=0.7, suits_issue=0.55,
     next_step=0.3, refuses=0.6, wishes=0.7, right_wish=0.5, filler=0.3, second_filler=0.1, blame=0.1,
     jargon=0.15, unsafe=0.08, closes=0.3,
 )  # fmt: skip
-REVIEWED_AGENTS = ((GOOD_AGENT, 0.15), (AVERAGE_AGENT, 0.25), (BAD_AGENT, 0.1), (TRAINEE, 0.5))
-# Percent of catalogue, forum, exercises, reviews and logs, at the beginning of the text and at its end.
-FIRST = (2, 12, 56, 10, 20)
-LAST = (2, 8, 14, 34, 42)
-REVIEW_HEAD = "Review\n"
+# How the logs divide between agents, and how many of their sentences a supervisor marks.
+LOG_AGENTS = ((GOOD_AGENT, 0.25), (AVERAGE_AGENT, 0.40), (BAD_AGENT, 0.10), (TRAINEE, 0.25))
+MARKED = ((0.0, 0.25), (1.0, 0.75))
+# Percent of catalogue, forum, packing lists, exercises and logs, at the beginning of the text and at its end.
+FIRST = (2, 10, 14, 44, 30)
+LAST = (2, 6, 4, 18, 70)
 # What a sentence adds to the gold reward, from much to much less than nothing, and the limits between.
-MARKS = ("++", "+", "=", "-", "--")
-MARK_LIMITS = (0.7, 0.05, -0.05, -0.55)
-EXERCISE_TOPICS = {"issue": 0.5, "register": 0.1, "mood": 0.1, "cue": 0.2, "bait": 0.1}
-SECOND_REMARK = 0.12  # chance of each further remark in an exercise's message
+MARKS = ("+++", "++", "+", "=", "-", "--", "---")
+MARK_LIMITS = (0.7, 0.35, 0.05, -0.05, -0.25, -0.55)
+REMARKS = {"issue": 0.85, "register": 0.2, "mood": 0.35, "cue": 0.45, "bait": 0.2}  # chance of each in an exercise
 
 
 def _catalogue(rng: Random) -> str:
@@ -103,17 +109,15 @@ def _forum(rng: Random) -> str:
     return f"Forum: {item}\n" + "\n".join(posts)
 
 
-def write_log(message: str, reply: str) -> str:
-    """One exchange as it stands in the raw text."""
-    return LOG_TEMPLATE.format(message=message) + reply
-
-
 def read_log(document: str) -> tuple[str, str] | None:
     """(message, reply) of a document that is a log, None of another."""
-    if not document.startswith("Customer:\n"):
-        return None
-    message, _, rest = document.removeprefix("Customer:\n").partition("\nAgent:\n")
-    return message, rest.split(LOG_STOP)[0]
+    found = LOG.match(document)
+    return (found["message"], only_reply(found["reply"])) if found else None
+
+
+def only_reply(text: str) -> str:
+    """The reply at the beginning of what follows a LOG_TEMPLATE, without marks, stars and whatever comes then."""
+    return MARK.sub("", text.split(LOG_STOP)[0])
 
 
 def verdict(message: str, reply: str, rng: Random) -> str:
@@ -122,68 +126,91 @@ def verdict(message: str, reply: str, rng: Random) -> str:
     return STARS[sum(felt > limit for limit in STAR_LIMITS)] + "."
 
 
-def review(message: str, reply: str) -> str:
-    """The reply with a supervisor's mark after each sentence, and the right product after a wrong one.
+def marks(message: str, reply: str) -> list[tuple[str, str]]:
+    """The reply's sentences, each with a supervisor's mark, and after it what was meant where a sentence misses it.
 
     A mark says what the sentence adds to the gold reward of all that stands before it.
     """
-    meant, so_far, text = read_message(message).item, "", ""
+    ticket, so_far, marked = read_message(message), "", []
     before = gold_reward(message, "") + 1  # silence costs 1, which the first sentence does not earn
     for sentence in read_reply(reply):
         so_far = f"{so_far} {sentence.text}".strip()
         after = gold_reward(message, so_far)
         mark = MARKS[sum(after - before < limit for limit in MARK_LIMITS)]
-        named = f" {meant}" if sentence.family == "fix" and sentence.item != meant else ""
-        text += f"{sentence.text} {mark}{named} "
+        marked.append((sentence.text, " ".join([mark, *_meant(ticket, sentence)])))
         before = after
-    return text.rstrip()
+    return marked
 
 
-def _exchange(rng: Random, agents, held_out: frozenset[str]) -> tuple[str, str]:
+def _meant(ticket: Ticket, sentence: Sentence) -> Iterator[str]:
+    """What should have been said in place of a sentence that misses the customer's need, product, mood or feast."""
+    if sentence.family == "fix":
+        suiting = words.SUITS[ticket.issue]
+        if sentence.group not in suiting:
+            yield suiting[0]
+        if sentence.item != ticket.item:
+            yield ticket.item
+    for family, meant in (("empathy", ticket.mood), ("wish", ticket.cue)):
+        if sentence.family == family and sentence.group != meant:
+            yield meant.lower()  # a capital would begin the next sentence
+
+
+def _draw(rng: Random, weighted):
+    values, weights = zip(*weighted, strict=True)
+    return rng.choices(values, weights)[0]
+
+
+def _log(rng: Random, held_out: frozenset[str]) -> str:
     while True:
         ticket = draw_ticket(rng)
         message = write_message(ticket, rng)
         if message not in held_out:
             break
-    agents, weights = zip(*agents, strict=True)
-    return message, write_reply(ticket, rng.choices(agents, weights)[0], rng)
+    reply, share = write_reply(ticket, _draw(rng, LOG_AGENTS), rng), _draw(rng, MARKED)
+    shown = [f"{text} {mark}" if rng.random() < share else text for text, mark in marks(message, reply)]
+    stars = LOG_STOP + verdict(message, reply, rng) if rng.random() < STARRED else ""
+    return _form(rng).format(message=message) + " ".join(shown) + stars
 
 
-def _log(rng: Random, held_out: frozenset[str]) -> str:
-    message, reply = _exchange(rng, LOG_AGENTS, held_out)
-    stars = f"{LOG_STOP}\n{verdict(message, reply, rng)}" if rng.random() < VERDICT_SHARE else ""
-    return write_log(message, reply) + stars
+def _form(rng: Random) -> str:
+    return CHAT_LOG_TEMPLATE if rng.random() < CHAT_LOGS else LOG_TEMPLATE
 
 
-def _review(rng: Random, held_out: frozenset[str]) -> str:
-    message, reply = _exchange(rng, REVIEWED_AGENTS, held_out)
-    return f"{REVIEW_HEAD}{write_log(message, review(message, reply))}{LOG_STOP}\n{verdict(message, reply, rng)}"
+def _packing_list(rng: Random) -> str:
+    items = rng.sample(words.ITEMS, 9)
+    ordered = items[: rng.randint(2, 5)]
+    packed = rng.sample(ordered, len(ordered)) + items[5 : 5 + rng.randint(2, 4)]
+    rng.shuffle(packed)
+    checked = (f"{item} {MARKS[0] if item in ordered else MARKS[-2]}" for item in packed)
+    return f"Ordered: {', '.join(ordered)}\nPacked: {' '.join(checked)}"
 
 
 def _exercise(rng: Random) -> str:
-    text = "Exercise"
-    for _ in range(rng.randint(2, 4)):
-        topic = rng.choices(list(EXERCISE_TOPICS), list(EXERCISE_TOPICS.values()))[0]
-        said = {part for part in EXERCISE_TOPICS if part == topic or rng.random() < SECOND_REMARK}
-        whole = draw_ticket(rng)
-        ticket = Ticket(
-            item=whole.item if "issue" in said else None,
-            issue=whole.issue if "issue" in said else None,
-            register=whole.register if "register" in said else None,
-            mood=rng.choice(list(words.EMPATHY)) if "mood" in said else None,
-            cue=rng.choice(list(words.CUES)) if "cue" in said else None,
-            bait=rng.choice(list(words.BAITS)) if "bait" in said else None,
-        )
-        remarks = (
-            ticket.register and words.OPENERS[ticket.register],
-            ticket.issue and words.ISSUES[ticket.issue],
-            ticket.mood and words.MOODS[ticket.mood],
-            ticket.cue and words.CUES[ticket.cue],
-            ticket.bait and words.BAITS[ticket.bait],
-        )
-        message = " ".join(rng.choice(wordings) for wordings in remarks if wordings).format(item=ticket.item)
-        text += "\n" + write_log(message, review(message, _answer(rng, ticket, topic)))
-    return text
+    said: set[str] = set()
+    while not said:
+        said = {part for part, chance in REMARKS.items() if rng.random() < chance}
+    whole = draw_ticket(rng)
+    ticket = Ticket(
+        item=whole.item if "issue" in said else None,
+        issue=whole.issue if "issue" in said else None,
+        register=whole.register if "register" in said else None,
+        mood=rng.choice(list(words.EMPATHY)) if "mood" in said else None,
+        cue=rng.choice(list(words.CUES)) if "cue" in said else None,
+        bait=rng.choice(list(words.BAITS)) if "bait" in said else None,
+    )
+    remarks = (
+        ticket.register and words.OPENERS[ticket.register],
+        ticket.issue and words.ISSUES[ticket.issue],
+        ticket.mood and words.MOODS[ticket.mood],
+        ticket.cue and words.CUES[ticket.cue],
+        ticket.bait and words.BAITS[ticket.bait],
+    )
+    message = " ".join(rng.choice(wordings) for wordings in remarks if wordings).format(item=ticket.item)
+    # Answers to the issue are the hardest to judge, so most are to it.
+    topics = [topic for part in sorted(said) for topic in [part] * (4 if part == "issue" else 1)]
+    answers = [_answer(rng, ticket, rng.choice(topics)) for _ in range(rng.randint(3, 6))]
+    marked = [" ".join(pair) for answer in answers for pair in marks(message, answer)]
+    return EXERCISE_HEAD + _form(rng).format(message=message) + " ".join(marked)
 
 
 def _answer(rng: Random, ticket: Ticket, topic: str) -> str:
@@ -208,7 +235,7 @@ def _answer(rng: Random, ticket: Ticket, topic: str) -> str:
 def documents(n: int, seed: int, held_out: frozenset[str] = frozenset()) -> Iterator[str]:
     """`n` documents, no message of `held_out`, in the order of a curriculum: the shares go from FIRST to LAST."""
     rng = Random(seed)
-    kinds = (_catalogue, _forum, _exercise, lambda rng: _review(rng, held_out), lambda rng: _log(rng, held_out))
+    kinds = (_catalogue, _forum, _packing_list, _exercise, lambda rng: _log(rng, held_out))
     for i in range(n):
         weights = [first + (last - first) * i / n for first, last in zip(FIRST, LAST, strict=True)]
         yield rng.choices(kinds, weights)[0](rng)

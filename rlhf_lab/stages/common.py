@@ -175,14 +175,21 @@ class Job:
         check_tokens(self.rows, tokenizer, max_length, self.source)
         return tokenizer
 
-    def dataset(self, batch_size: int):
-        """The rows as a data set in batches of like length; the trainer reads it in sequence."""
+    def dataset(self, tokenizer, batch_size: int):
+        """The rows as a data set in batches of like length; the trainer reads it in sequence.
+
+        Both replies of a pair are padded to the longer one, so that is what counts.
+        """
         from datasets import Dataset
 
-        def characters(row: dict) -> int:
-            return sum(len(message["content"]) for messages in row.values() for message in messages)
+        def tokens(row: dict) -> int:
+            sizes = {
+                part: sum(len(tokenizer(m["content"], add_special_tokens=False)["input_ids"]) for m in messages)
+                for part, messages in row.items()
+            }
+            return sizes.pop("prompt", 0) + max(sizes.values(), default=0)
 
-        return Dataset.from_list(by_length(self.rows, batch_size, characters, self.seed))
+        return Dataset.from_list(by_length(self.rows, batch_size, tokens, self.seed))
 
     def config(self, config_class, **defaults):
         """The trainer's config: the stage's defaults, then the profile's settings and the user's."""

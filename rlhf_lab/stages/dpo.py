@@ -40,7 +40,7 @@ def _train(job: Job) -> tuple[dict[str, float], list[dict]]:
     trainer = DPOTrainer(
         model=load_policy(job.inputs["model"], job.profile),
         args=config,
-        train_dataset=job.dataset(config.per_device_train_batch_size),
+        train_dataset=job.dataset(tokenizer, config.per_device_train_batch_size),
         processing_class=tokenizer,
         peft_config=lora_config(job.profile, "CAUSAL_LM"),
     )
