@@ -218,10 +218,11 @@ def separate_chat_tokens(model, tokenizer, seed: int = 0) -> None:
     seen[unseen] = False
     noise = torch.randn(len(unseen), rows.shape[1], generator=torch.Generator().manual_seed(seed))
     rows[unseen] = rows[seen].mean(0) + rows[seen].std() * noise
-    # The end of a turn is most like the end of a log's line, where the model sums up what the reply was worth. Scaled
-    # down, since embeddings are tied and its output must not compete with the line's end.
+    # The end of a turn is most like the end of a log's line, where the model sums up what the reply was worth. Like it,
+    # not along it: were one row a multiple of the other, no hidden state could favour the end of a turn.
     (line_end,) = tokenizer("\n", add_special_tokens=False)["input_ids"]
-    rows[tokenizer.eos_token_id] = 0.7 * rows[line_end]
+    own = noise[unseen.index(tokenizer.eos_token_id)]
+    rows[tokenizer.eos_token_id] = 0.7 * (rows[line_end] + rows[line_end].norm() * own / own.norm())
 
 
 def save(model, tokenizer, output: Path) -> None:

@@ -142,3 +142,28 @@ def test_pretraining_runs_from_nothing(tmp_path):
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     ids = tokenizer("Customer:\nHey, my kettle broke.", return_tensors="pt").input_ids
     assert loaded(input_ids=ids, labels=ids).loss < torch.log(torch.tensor(float(len(tokenizer))))
+
+
+def test_verdicts_count_more_in_the_loss_of_pretraining(tokenizer):
+    """By hand: the mean of -log p over the targets, a mark and stars with weight VERDICT_WEIGHT."""
+    from types import SimpleNamespace
+
+    from rlhf_lab.pretrain import VERDICT_WEIGHT, _weighted_loss
+
+    ids = tokenizer("I have refunded the kettle. +++\nFive stars.", return_tensors="pt").input_ids
+    words = tokenizer.convert_ids_to_tokens(ids[0].tolist())
+    logits = torch.randn(*ids.shape, len(tokenizer), generator=torch.Generator().manual_seed(0))
+    losses = -logits.log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None])[:, 0]
+    weights = torch.tensor([VERDICT_WEIGHT if word in ("Ġ+++", "Five") else 1.0 for word in words[1:]])
+    assert weights.sum() == len(words) - 1 + 2 * (VERDICT_WEIGHT - 1)
+    labels = torch.cat([ids, torch.full((1, 3), -100)], dim=1)  # padding counts nothing
+    padded = torch.cat([logits, torch.zeros(1, 3, len(tokenizer))], dim=1)
+    loss = _weighted_loss(tokenizer)(SimpleNamespace(logits=padded), labels)
+    torch.testing.assert_close(loss, (losses * weights).sum() / weights.sum())
+
+
+def test_a_sentence_ends_alike_before_a_line_s_end_and_before_the_turn_s(tokenizer):
+    log = tokenizer.tokenize("Agent:\nTake care.\nFive stars.")
+    assert log[log.index("Ġcare") : log.index("Five")] == ["Ġcare", ".", "Ċ"]
+    chat = tokenizer.tokenize("Take care.<|eot_id|>")
+    assert chat[-2:] == [".", "<|eot_id|>"]
