@@ -47,13 +47,36 @@ def table(folder: Path = SCOREBOARDS) -> str:
     return "\n".join([HEADER, *map(row, boards)])
 
 
+def missed(folder: Path = SCOREBOARDS) -> list[str]:
+    """What `make run` is to reach on every seed and does not, one sentence each; the README holds the same list."""
+    faults = []
+    for path in sorted(folder.glob("tiny-seed*.json")):
+        board = json.loads(path.read_text(encoding="utf-8"))
+        sft, reward, seed = board["sft"], board["reward"], board["seed"]
+        share = reward["accuracy"] / reward["oracle_accuracy"]
+        if sft["gold"] <= board["base"]["gold"]:
+            faults.append(f"Seed {seed}: SFT's gold is not above the base's.")
+        if share < 0.95:
+            faults.append(f"Seed {seed}: the reward model reaches {share:.3f} of the oracle's accuracy, not 0.95.")
+        for name in ("ppo", "dpo"):
+            policy = board[name]
+            if policy["win_rate"] < 0.80 or policy["win_rate_low"] <= 0.75:
+                low = policy["win_rate_low"]
+                faults.append(
+                    f"Seed {seed}: {name.upper()} wins {policy['win_rate']:.3f} (at least {low:.3f}), not 0.80 (0.75)."
+                )
+            if abs(policy["mean_length"] / sft["mean_length"] - 1) > 0.30:
+                faults.append(f"Seed {seed}: {name.upper()}'s replies are not within 30 % of SFT's length.")
+    return faults
+
+
 def main() -> None:
     """Run the seeds named, 0 1 2 by default, and print."""
     SCOREBOARDS.mkdir(parents=True, exist_ok=True)
     for seed in sys.argv[1:] or ("0", "1", "2"):
         subprocess.run([sys.executable, "-m", "rlhf_lab.cli", "run", "--seed", seed], cwd=ROOT, check=True)
         shutil.copy(ROOT / "runs" / f"tiny-seed{seed}" / "scoreboard.json", SCOREBOARDS / f"tiny-seed{seed}.json")
-    print(table())
+    print(table(), *missed(), sep="\n")
 
 
 if __name__ == "__main__":

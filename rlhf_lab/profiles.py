@@ -66,14 +66,20 @@ TINY = Profile(
         "num_mini_batches": 2,
         "num_ppo_epochs": 2,
         "local_rollout_forward_batch_size": 64,
-        "total_episodes": 1024,
-        "learning_rate": 1e-3,
-        "kl_coef": 0.1,
+        "total_episodes": 1280,
+        # The clip is hardly ever met (1 % of tokens): small steps only cost time. What wanders is held by kl_coef.
+        # Win rate on 384 tuning prompts after 16 updates: 1e-3 and 0.1: 0.74 at 3.2 nats; 3e-3 and 0.3: 0.77 at 1.7.
+        "learning_rate": 3e-3,
+        "kl_coef": 0.3,
+        # A value this young explains little of the returns: bootstrapping from it hides a greeting's share of a score
+        # that comes 30 tokens later. 0.95: 0.77, as above; 1.0: 0.80 at 2.1 nats.
+        "lam": 1.0,
         "cliprange_value": 1.0,
         "vf_coef": 0.1,
         "missing_eos_penalty": 1.0,
         "logging_steps": 1,
     },
+    # More does not help yet: on 384 tuning prompts 200 steps win 0.68 at 0.6 nats, 250 with beta 0.5 0.67 at 4.4.
     dpo={
         "per_device_train_batch_size": 16,
         "learning_rate": 1e-3,
@@ -92,7 +98,7 @@ SMOL = Profile(
     generation_batch=16,
     lora_r=16,
     lora_alpha=32,
-    expected_memory_mb=3000,
+    expected_memory_mb=5200,  # the reward stage; 3,700 to 3,900 for SFT and DPO
     sft={"per_device_train_batch_size": 8, "learning_rate": 5e-4, "num_train_epochs": 2, "warmup_steps": 2},
     reward={"per_device_train_batch_size": 8, "learning_rate": 5e-4, "num_train_epochs": 2, "warmup_steps": 2},
     ppo={
