@@ -128,6 +128,7 @@ def lora_config(profile: Profile, task_type: str, **overrides) -> LoraConfig:
     }
     if task_type == "SEQ_CLS":
         settings["modules_to_save"] = ["score"]
+        settings["target_modules"] = list(profile.reward_lora_targets or profile.lora_targets)
     return LoraConfig(**{**settings, **overrides})
 
 

@@ -39,6 +39,7 @@ class Profile:
     lora_r: int = 16
     lora_alpha: int = 32
     lora_targets: tuple[str, ...] = ALL_LINEAR
+    reward_lora_targets: tuple[str, ...] | None = None  # of reward and value; None: as lora_targets
     base_reads: str = "chat"  # how the untouched base is prompted: "chat" template or "log" (raw transcript)
     expected_memory_mb: int = 0
     sft: dict = field(default_factory=dict)
@@ -56,10 +57,13 @@ TINY = Profile(
     generation_batch=128,
     lora_r=16,
     lora_alpha=32,
+    # On a CPU a step with adapters on every matrix takes 1.65 times one with adapters on attention alone. To judge, the
+    # latter is enough (0.96 of the oracle's accuracy, 0.97 with all); to answer, it is not (PPO 0.75, not 0.80).
+    reward_lora_targets=ATTENTION,
     base_reads="log",
     expected_memory_mb=2000,
     sft={"per_device_train_batch_size": 16, "learning_rate": 2e-3, "num_train_epochs": 2, "warmup_steps": 10},
-    reward={"per_device_train_batch_size": 16, "learning_rate": 2e-3, "num_train_epochs": 1, "warmup_steps": 10},
+    reward={"per_device_train_batch_size": 16, "learning_rate": 3e-3, "num_train_epochs": 1, "warmup_steps": 10},
     ppo={
         "per_device_train_batch_size": 64,
         "gradient_accumulation_steps": 1,
@@ -83,7 +87,7 @@ TINY = Profile(
     dpo={
         "per_device_train_batch_size": 16,
         "learning_rate": 1e-3,
-        "max_steps": 100,
+        "max_steps": 150,
         "warmup_steps": 10,
         "beta": 1.0,
     },

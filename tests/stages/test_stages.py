@@ -9,11 +9,11 @@ import torch
 
 from rlhf_lab import evaluate as ev
 from rlhf_lab.data import load_preferences
-from rlhf_lab.models import load_policy, load_reward_model, load_tokenizer
+from rlhf_lab.models import load_policy, load_reward_model, load_tokenizer, lora_config
 from rlhf_lab.pipeline import HELPDESK
-from rlhf_lab.profiles import DATA_DIR, get_profile
+from rlhf_lab.profiles import ATTENTION, DATA_DIR, get_profile
 from rlhf_lab.stages import dpo, ppo, reward, sft
-from rlhf_lab.stages.common import InterruptedTraining
+from rlhf_lab.stages.common import InterruptedTraining, Job
 
 TINY = get_profile("tiny")
 BASE = DATA_DIR / "tiny-llama"
@@ -82,6 +82,45 @@ def test_the_trained_score_head_is_saved(reward_model):
     """LoRA without modules_to_save would leave the head at random each time it is loaded."""
     first, second = (load_reward_model(reward_model.path, TINY).score.weight for _ in range(2))
     assert torch.equal(first, second)
+
+
+def test_ppo_scores_as_the_reward_model_does_though_its_adapter_sits_elsewhere(sft_model, reward_model):
+    """One base: the policy's adapter on every matrix, the reward's on attention. Against the model loaded alone."""
+    from peft import get_peft_model
+
+    from rlhf_lab.ppo.roles import OneBaseRoles
+
+    policy = get_peft_model(load_policy(sft_model.path, TINY), lora_config(TINY, "CAUSAL_LM"))
+    roles = OneBaseRoles(policy, reward_model.path, lora_config(TINY, "CAUSAL_LM"))
+    assert set(policy.peft_config["reward"].target_modules) == set(ATTENTION) < set(TINY.lora_targets)
+    tokenizer = load_tokenizer(sft_model.path)
+    prompts = [[{"role": "user", "content": "Hey, my kettle broke."}]] * 2
+    texts = ["I have refunded the kettle.", "Take care."]
+    alone = ev.score(load_reward_model(reward_model.path, TINY), tokenizer, prompts, texts, progress=False)
+    for prompt, text, expected in zip(prompts, texts, alone, strict=True):
+        ids = torch.tensor([ev.encode_dialogue(tokenizer, prompt, text)])
+        assert float(roles.scores(ids, torch.ones_like(ids))) == pytest.approx(expected, abs=1e-5)
+        # the value starts as the reward model
+        assert float(roles.values(ids, torch.ones_like(ids))[0, -1]) == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_profile_without_reward_targets_uses_the_same_for_both():
+    smol = get_profile("smol")
+    assert set(lora_config(smol, "SEQ_CLS").target_modules) == set(lora_config(smol, "CAUSAL_LM").target_modules)
+
+
+def test_batches_hold_rows_whose_longer_reply_is_as_long(folder):
+    """What a batch pads to is its longest row: pairs (short, long) and (long, short) belong together."""
+
+    def say(n):
+        return [{"role": "assistant", "content": "I have refunded the kettle. " * n}]
+
+    prompt = [{"role": "user", "content": "Hey"}]
+    sizes = [(1, 8), (4, 4), (8, 1), (4, 5), (8, 8), (2, 1), (1, 2), (5, 4)]
+    rows = [{"prompt": prompt, "chosen": say(a), "rejected": say(b)} for a, b in sizes]
+    data = Job(TINY, rows, "data", {"model": BASE}, folder, 0, {}).dataset(load_tokenizer(BASE), 2)
+    longest = [max(len(row[side][0]["content"]) for side in ("chosen", "rejected")) for row in data]
+    assert sum(max(longest[i : i + 2]) for i in range(0, 8, 2)) == 28 * (8 + 8 + 5 + 2)
 
 
 def test_dpo_and_ppo_save_adapters_that_change_the_policy(folder, sft_model, reward_model):
