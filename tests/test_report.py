@@ -8,7 +8,8 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from rlhf_lab import figures, report
+from rlhf_lab import figures, files, report
+from rlhf_lab.errors import UserError
 from rlhf_lab.evaluate import Interval, calibration_curve
 from rlhf_lab.report import summary, validate_scoreboard, write_report, write_scoreboard
 
@@ -269,8 +270,8 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypat
     def no_space(*_):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(report.os, "replace", no_space)
-    with pytest.raises(OSError, match="no space"):
+    monkeypatch.setattr(files.os, "replace", no_space)
+    with pytest.raises(UserError, match="no space"):
         write_scoreboard(path, {**SCOREBOARD, "seed": 1})
     assert path.read_text() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["scoreboard.json"]
