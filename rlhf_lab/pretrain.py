@@ -37,8 +37,8 @@ CHAT_TEMPLATE = (
 )
 
 
-# Marks and stars are one token in fifteen, and what they depend on is hard: with weight 1 the model told wrong fixes
-# from right ones hardly better than by chance (0.05 of them after 500 steps), with 5 it does (0.43; 0.82 after 750).
+# Marks and stars are one token in fifteen, and what they depend on is hard. In trials of 500 steps 0.05 of the fixes
+# that do not suit were marked so with weight 1, 0.43 with 5 (there what was meant stood after the mark as well).
 VERDICT_WEIGHT = 5.0
 SAMPLING = {"max_new_tokens": 96, "batch_size": 128}
 N_MARKED = 1000  # documents
