@@ -54,8 +54,8 @@ def main() -> None:
     kept = json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.is_file() else {}
     for stage in sys.argv[2:] or STAGES:
         kept[stage] = run(stage, Path(sys.argv[1]))
-        ordered = {name: kept[name] for name in STAGES if name in kept}
-        KEPT.write_text(json.dumps(ordered, indent=1) + "\n", encoding="utf-8")
+        kept = {name: kept[name] for name in STAGES if name in kept}
+        KEPT.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     print(table(kept))
 
 
