@@ -41,17 +41,19 @@ def row(scoreboard: dict) -> str:
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
+def _boards(folder: Path) -> list[dict]:
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("tiny-seed*.json"))]
+
+
 def table(folder: Path = SCOREBOARDS) -> str:
     """The Markdown table of every scoreboard in `folder`."""
-    boards = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("tiny-seed*.json"))]
-    return "\n".join([HEADER, *map(row, boards)])
+    return "\n".join([HEADER, *map(row, _boards(folder))])
 
 
 def missed(folder: Path = SCOREBOARDS) -> list[str]:
     """What `make run` is to reach on every seed and does not, one sentence each; the README holds the same list."""
     faults = []
-    for path in sorted(folder.glob("tiny-seed*.json")):
-        board = json.loads(path.read_text(encoding="utf-8"))
+    for board in _boards(folder):
         sft, reward, seed = board["sft"], board["reward"], board["seed"]
         share = reward["accuracy"] / reward["oracle_accuracy"]
         if sft["gold"] <= board["base"]["gold"]:

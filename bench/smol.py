@@ -14,10 +14,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from rlhf_lab.cli import STAGES
+
 ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / "docs" / "smol.json"
 ROWS = ("--train-rows", "96", "--test-rows", "200")
-STAGES = ("sft", "reward", "ppo", "dpo")
 HEADER = "| stage | on 200 held-out pairs | before | after | minutes | peak MB |\n|---|---|---|---|---|---|"
 
 

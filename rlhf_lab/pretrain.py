@@ -188,10 +188,9 @@ def _weighted_loss(tokenizer):
     """Cross-entropy of the next token, a supervisor's marks and a customer's stars counting VERDICT_WEIGHT times."""
     import torch
 
+    star_ids = tokenizer.convert_tokens_to_ids([stars.split()[0] for stars in STARS])
     weights = torch.ones(len(tokenizer))
-    weights[_mark_ids(tokenizer) + tokenizer.convert_tokens_to_ids([stars.split()[0] for stars in STARS])] = (
-        VERDICT_WEIGHT
-    )
+    weights[_mark_ids(tokenizer) + star_ids] = VERDICT_WEIGHT
 
     def loss(outputs, labels, num_items_in_batch=None):
         logits = outputs.logits[:, :-1].flatten(0, 1)
