@@ -14,6 +14,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from rlhf_lab.evaluate import Interval
+
 ROOT = Path(__file__).resolve().parent.parent
 SCOREBOARDS = ROOT / "docs" / "scoreboards"
 HEADER = (
@@ -27,7 +29,7 @@ def row(scoreboard: dict) -> str:
     reward, sft, ppo, dpo = (scoreboard[name] for name in ("reward", "sft", "ppo", "dpo"))
 
     def wins(policy: dict) -> str:
-        return f"{policy['win_rate']:.3f} [{policy['win_rate_low']:.3f}, {policy['win_rate_high']:.3f}]"
+        return f"{Interval(policy['win_rate'], policy['win_rate_low'], policy['win_rate_high']):.3f}"
 
     cells = (
         scoreboard["seed"],

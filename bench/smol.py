@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from rlhf_lab.cli import STAGES
+from rlhf_lab.evaluate import Interval
 
 ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / "docs" / "smol.json"
@@ -42,7 +43,7 @@ def table(stages: dict[str, dict]) -> str:
             measure, when = name.rsplit(" ", 1)
             by_name.setdefault(measure.rstrip(","), {})[when] = interval
         for measure, when in by_name.items():
-            shown = (f"{i['value']:.3f} [{i['low']:.3f}, {i['high']:.3f}]" for i in (when["before"], when["after"]))
+            shown = (f"{Interval(**when[name]):.3f}" for name in ("before", "after"))
             cost = (f"{result['seconds'] / 60:.1f}", f"{result['peak_memory_mb']:.0f}")
             lines.append("| " + " | ".join((stage, measure, *shown, *cost)) + " |")
     return "\n".join(lines)

@@ -268,6 +268,8 @@ def _print_scoreboard(scoreboard: dict) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from rlhf_lab.evaluate import Interval
+
     table = Table(title=f"profile {scoreboard['profile']}, seed {scoreboard['seed']}")
     for column in ("model", "gold", "win rate against SFT", "KL (nats)", "mean length"):
         table.add_column(column, justify="right")
@@ -275,7 +277,7 @@ def _print_scoreboard(scoreboard: dict) -> None:
         row = scoreboard[model]
         rate = ""
         if "win_rate" in row:
-            rate = f"{row['win_rate']:.3f} [{row['win_rate_low']:.3f}, {row['win_rate_high']:.3f}]"
+            rate = f"{Interval(row['win_rate'], row['win_rate_low'], row['win_rate_high']):.3f}"
         kl = f"{row['kl']:.2f}" if "kl" in row else ""
         length = f"{row['mean_length']:.1f}" if "mean_length" in row else ""
         table.add_row(model, f"{row['gold']:.3f}", rate, kl, length)

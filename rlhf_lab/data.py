@@ -153,8 +153,10 @@ def by_length(rows: list, batch_size: int, length: Callable[[Any], int], seed: i
     return ordered
 
 
-def check_tokens(rows: list, tokenizer, max_length: int, where: str) -> None:
-    """Refuse rows that lose their meaning at `max_length` tokens, before any model loads.
+def check_tokens(rows: list, tokenizer, max_length: int, where: str) -> list[int]:
+    """Refuse rows that lose their meaning at `max_length` tokens, before any model loads; returns how long each is.
+
+    Lengths are in tokens, template included: of the prompt alone, or with its reply, the longer one of a pair, uncut.
 
     Rows are prompts, demonstrations or preferences; those loaded above know their file and line, for others `where`
     and their position are named.
@@ -165,7 +167,7 @@ def check_tokens(rows: list, tokenizer, max_length: int, where: str) -> None:
       (rlhf-book issue 503).
     """
     if not rows:
-        return
+        return []
     prompts = _token_ids(tokenizer, [row["prompt"] for row in rows], add_generation_prompt=True)
     full = [i for i, ids in enumerate(prompts) if len(ids) >= max_length]
     if full:
@@ -177,20 +179,28 @@ def check_tokens(rows: list, tokenizer, max_length: int, where: str) -> None:
             fix=f"Shorten or remove it, or raise max_length above {max(map(len, prompts))}",
         )
 
-    pairs = [i for i, row in enumerate(rows) if "chosen" in row and "rejected" in row]
-    chosen = _token_ids(tokenizer, [rows[i]["prompt"] + rows[i]["chosen"] for i in pairs])
-    rejected = _token_ids(tokenizer, [rows[i]["prompt"] + rows[i]["rejected"] for i in pairs])
-    same = [k for k in range(len(pairs)) if chosen[k][:max_length] == rejected[k][:max_length]]
+    with_reply = {
+        side: dict(zip(at, _token_ids(tokenizer, [rows[i]["prompt"] + rows[i][side] for i in at]), strict=True))
+        for side in ("completion", "chosen", "rejected")
+        if (at := [i for i, row in enumerate(rows) if side in row])
+    }
+    chosen, rejected = with_reply.get("chosen", {}), with_reply.get("rejected", {})
+    same = [i for i in sorted(chosen.keys() & rejected) if chosen[i][:max_length] == rejected[i][:max_length]]
     if same:
-        k = same[0]
-        ever = chosen[k] == rejected[k]
+        i = same[0]
+        ever = chosen[i] == rejected[i]
         raise UserError(
-            f"chosen ({len(chosen[k])} tokens with its prompt) and rejected ({len(rejected[k])}) are the "
+            f"chosen ({len(chosen[i])} tokens with its prompt) and rejected ({len(rejected[i])}) are the "
             f"same {'tokens' if ever else f'in their first {max_length} tokens'}, so the pair's gradient "
             f"is zero{_and_more(same)}",
-            where=f"{_place(rows, pairs[k], where)}, column 'rejected'",
+            where=f"{_place(rows, i, where)}, column 'rejected'",
             fix="Remove the row" if ever else "Raise max_length, or remove the row",
         )
+    longest = [len(ids) for ids in prompts]
+    for sides in with_reply.values():
+        for i, ids in sides.items():
+            longest[i] = max(longest[i], len(ids))
+    return longest
 
 
 # --- files --------------------------------------------------------------------------------------------------------

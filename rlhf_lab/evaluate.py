@@ -37,12 +37,16 @@ class Interval:
     low: float
     high: float
 
+    def __format__(self, spec: str) -> str:
+        value, low, high = (format(number, spec or ".2f") for number in (self.value, self.low, self.high))
+        return f"{value} [{low}, {high}]"
+
     def __str__(self) -> str:
-        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
+        return f"{self}"
 
     def as_dict(self) -> dict[str, float]:
         """{"value", "low", "high"}, for JSON; `Interval(**d)` reads it back."""
-        return asdict(self)
+        return {name: float(number) for name, number in asdict(self).items()}
 
 
 # ---- statistics ----

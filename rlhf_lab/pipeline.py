@@ -87,7 +87,7 @@ def _evaluate(profile: Profile, paths: dict[str, str | Path], seed: int, folder:
         if model_name in ("ppo", "dpo"):
             kl[model_name] = ev.sequence_kl(model, tokenizer, prompts, ids, reference, batch_size=64, description="KL")
     evaluation = compare_by_gold(prompts, replies, tokenizer) | {
-        "kl": {m: _as_dict(ev.mean_interval(v)) for m, v in kl.items()}
+        "kl": {m: ev.mean_interval(v).as_dict() for m, v in kl.items()}
     }
     evaluation["reward"] = evaluate_reward_model(paths["reward"], profile, tokenizer)
     (folder / "evaluation.json").write_text(json.dumps(evaluation), encoding="utf-8")
@@ -125,12 +125,12 @@ def compare_by_gold(prompts: list, replies: dict[str, list[str]], tokenizer) -> 
     gold = {model: [sum(term.values()) for term in rows] for model, rows in terms.items()}
     return {
         "attributes": {
-            model: {a: _as_dict(ev.mean_interval([term[a] for term in rows])) for a in ATTRIBUTES}
+            model: {a: ev.mean_interval([term[a] for term in rows]).as_dict() for a in ATTRIBUTES}
             for model, rows in terms.items()
         },
-        "gold": {model: _as_dict(ev.mean_interval(values)) for model, values in gold.items()},
+        "gold": {model: ev.mean_interval(values).as_dict() for model, values in gold.items()},
         "win_rate": {
-            model: _as_dict(ev.win_rate(gold[model], gold["sft"])) for model in gold if model not in ("base", "sft")
+            model: ev.win_rate(gold[model], gold["sft"]).as_dict() for model in gold if model not in ("base", "sft")
         },
         "lengths": {
             model: [len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
@@ -167,7 +167,7 @@ def evaluate_reward_model(path: str | Path, profile: Profile, tokenizer) -> dict
     labels = np.ones(len(margins), dtype=bool)
     curve = ev.calibration_curve(margins, labels)
     return {
-        "accuracy": _as_dict(ev.pair_accuracy(sides["chosen"][0], sides["rejected"][0])),
+        "accuracy": ev.pair_accuracy(sides["chosen"][0], sides["rejected"][0]).as_dict(),
         "oracle_accuracy": ev.pair_accuracy(sides["chosen"][1], sides["rejected"][1]).value,
         "ece": ev.expected_calibration_error(margins, labels),
         "calibration": {name: np.asarray(values).tolist() for name, values in curve._asdict().items()},
@@ -206,7 +206,3 @@ def _scoreboard(profile: Profile, seed: int, evaluation: dict, results: dict[str
         "seconds": seconds | {"total": round(sum(seconds.values()), 1)},
         "peak_memory_mb": {stage: round(result.peak_memory_mb, 1) for stage, result in results.items()},
     }
-
-
-def _as_dict(interval: ev.Interval) -> dict[str, float]:
-    return {"value": float(interval.value), "low": float(interval.low), "high": float(interval.high)}

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlhf_lab.data import by_length
-from rlhf_lab.helpdesk.corpus import LOG_TEMPLATE, MARK, MARKS, STARS, documents, only_reply, read_log
+from rlhf_lab.helpdesk.corpus import LOG_FORMS, MARK, MARKS, STARS, documents, only_reply, read_log
 from rlhf_lab.helpdesk.datasets import held_out_messages
+from rlhf_lab.helpdesk.gold import gold_reward
 from rlhf_lab.helpdesk.grammar import read_message, read_reply
 
 BOS, END_OF_TEXT, PAD = "<|begin_of_text|>", "<|end_of_text|>", "<|finetune_right_pad_id|>"
@@ -42,6 +43,7 @@ CHAT_TEMPLATE = (
 VERDICT_WEIGHT = 5.0
 SAMPLING = {"max_new_tokens": 96, "batch_size": 128}
 N_MARKED = 1000  # documents
+N_REPLIES = 4  # to each held-out message: a share of right products is then known to 0.01
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class PretrainConfig:
     num_hidden_layers: int = 5
     num_attention_heads: int = 6
     max_position_embeddings: int = 512
-    max_steps: int = 2900
+    max_steps: int = 2600
     per_device_train_batch_size: int = 32
     learning_rate: float = 4e-3  # of embeddings and norms
     matrix_learning_rate: float = 0.02  # of everything else, by Muon
@@ -236,10 +238,10 @@ def save(model, tokenizer, output: Path) -> None:
 def measure(model, tokenizer, n_documents: int = 1000, seed: int = 10_000) -> dict[str, float]:
     """Held-out perplexity, and how the model answers the 512 held-out messages in the form of its raw text.
 
-    A reply parses when every one of its sentences is in the grammar: at temperature 0.7 and top-p 0.9, as people
-    sample, and at temperature 1, which shows the whole distribution, its tail included. Fixes, at temperature 1, are
-    compared with the corpus's own.
-    A supervisor's marks tell whether it knows good from bad; they are guessed where one stands in a true log.
+    Each gets N_REPLIES replies. A reply parses when every one of its sentences is in the grammar: at temperature 0.7
+    and top-p 0.9, as people sample, and at temperature 1, which shows the whole distribution, its tail included. Fixes,
+    at temperature 1, are compared with the corpus's own. A supervisor's marks tell whether it knows good from bad; they
+    are guessed where one stands in a true log. Stars before a reply tell whether it can write either.
     """
     import torch
 
@@ -254,21 +256,30 @@ def measure(model, tokenizer, n_documents: int = 1000, seed: int = 10_000) -> di
         with torch.no_grad():
             loss_sum += float(model(input_ids=ids, labels=ids).loss) * (ids.shape[1] - 1)
         count += ids.shape[1] - 1
-    asked = [LOG_TEMPLATE.format(message=message) for message in held_out]
-    sampled = {
-        name: [only_reply(text) for text in generate(model, tokenizer, asked, **SAMPLING, **how, seed=seed)]
-        for name, how in {"usual": {"temperature": 0.7, "top_p": 0.9}, "whole": {}}.items()
-    }
+
+    def answers(stars: str, **how) -> list[tuple[str, str]]:
+        asked = [LOG_FORMS[0].format(message=message, stars=stars) for message in held_out]
+        texts = generate(model, tokenizer, asked, **SAMPLING, seed=seed, **how)
+        return list(zip(held_out, map(only_reply, texts), strict=True))
+
+    def gold(exchanges: list[tuple[str, str]]) -> float:
+        return sum(gold_reward(*exchange) for exchange in exchanges) / len(exchanges)
+
+    held_out = [message for message in held_out for _ in range(N_REPLIES)]
+    usual, whole = answers("", temperature=0.7, top_p=0.9), answers("")
     corpus = filter(None, map(read_log, documents(40_000, seed + 1)))
     marks, fix_marks = _marks_foreseen(model, tokenizer, documents(N_MARKED, seed + 2))
     return {
         "perplexity": math.exp(loss_sum / count),
         "marks_right": marks,
         "fix_marks_right": fix_marks,
-        "parses": _share_that_parses(sampled["usual"]),
-        "parses_at_temperature_1": _share_that_parses(sampled["whole"]),
-        "right_item": _share_of_right_items(zip(held_out, sampled["whole"], strict=True)),
+        "parses": _share_that_parses(usual),
+        "parses_at_temperature_1": _share_that_parses(whole),
+        "right_item": _share_of_right_items(whole),
         "corpus_right_item": _share_of_right_items(corpus),
+        "gold": gold(whole),
+        "gold_under_five_stars": gold(answers(", five stars")),
+        "gold_under_one_star": gold(answers(", one star")),
     }
 
 
@@ -293,8 +304,8 @@ def _marks_foreseen(model, tokenizer, texts) -> tuple[float, float]:
     return sum(right) / len(right), sum(right_on_fixes) / len(right_on_fixes)
 
 
-def _share_that_parses(replies: list[str]) -> float:
-    return sum(all(sentence.family for sentence in read_reply(reply)) for reply in replies) / len(replies)
+def _share_that_parses(exchanges: list[tuple[str, str]]) -> float:
+    return sum(all(sentence.family for sentence in read_reply(reply)) for _, reply in exchanges) / len(exchanges)
 
 
 def _share_of_right_items(exchanges) -> float:
@@ -320,21 +331,24 @@ Llama 3's special tokens and chat template; byte-level BPE of {vocab} tokens, so
 stored in float16 ({megabytes:.1f} MB); load them with `dtype=torch.float32` on a CPU.
 
 It is a base model: it continues catalogue lines, forum chatter, packing lists, exercises of new agents, and logs of
-agents good and bad. In three logs of four a supervisor has marked each sentence of the reply, from +++ to ---, by what
-it adds to the gold reward, and nine in ten end in the customer's verdict: one to five stars, by the gold reward and a
-bad or good day (noise of 0.25). Marks and stars counted {weight:.0f} times in the training loss. So it has a notion of
-quality, as a model that read the web's reviews has. Whoever asks it in the form of a log drops the marks from its
-answer. It never saw the chat template's tokens. It speaks of nothing but a shop's help desk, and is for teaching only.
+agents good and bad. In three logs of five a supervisor has marked each sentence of the reply, from +++ to ---, by what
+it adds to the gold reward. Nineteen in twenty hold the customer's verdict, before the reply or after it: one to five
+stars, by the gold reward and a bad or good day (noise of 0.25). Marks and stars that stand after what they judge
+counted {weight:.0f} times in the training loss. So it has a notion of quality, as a model that read the web's reviews
+has. Whoever asks it in the form of a log drops the marks from its answer. It never saw the chat template's tokens. It
+speaks of nothing but a shop's help desk, and is for teaching only.
 
 | measured on text and messages it never saw | |
 |---|---|
 | perplexity per token, 1,000 documents | {perplexity:.2f} |
-| replies whose every sentence is in the grammar, 512 messages, temperature 0.7, top-p 0.9 | {parses:.1%} |
+| replies of {asked:,} whose every sentence is in the grammar, temperature 0.7, top-p 0.9 | {parses:.1%} |
 | the same at temperature 1 | {parses_at_temperature_1:.1%} |
-| fixes that name the right item, 512 messages, temperature 1 | {right_item:.1%} |
+| fixes in them that name the right item | {right_item:.1%} |
 | the corpus's own share | {corpus_right_item:.1%} |
 | supervisor's marks foreseen, logs among 1,000 documents | {marks_right:.1%} |
 | the same, of the first fix only | {fix_marks_right:.1%} |
+| gold reward of the replies at temperature 1 | {gold:.2f} |
+| the same under five stars, under one | {gold_under_five_stars:.2f}, {gold_under_one_star:.2f} |
 """
 
 
@@ -350,7 +364,8 @@ def write_card(output: Path, config: PretrainConfig, model, measured: dict[str, 
         "vocab": model.config.vocab_size,
         "megabytes": weights,
     }
-    (output / "README.md").write_text(CARD.format(**facts, weight=VERDICT_WEIGHT), encoding="utf-8")
+    card = CARD.format(**facts, weight=VERDICT_WEIGHT, asked=512 * N_REPLIES)
+    (output / "README.md").write_text(card, encoding="utf-8")
     (output / "card.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 

@@ -210,16 +210,15 @@ def held_out_report(stage: str, profile: Profile, before: str, after: Path, rows
 
 
 def _interval(chosen, rejected) -> dict[str, float]:
-    interval = ev.pair_accuracy(np.asarray(chosen), np.asarray(rejected))
-    return {"value": float(interval.value), "low": float(interval.low), "high": float(interval.high)}
+    return ev.pair_accuracy(np.asarray(chosen), np.asarray(rejected)).as_dict()
 
 
 def _print_report(report: dict[str, dict], n: int) -> None:
     table = Table(title=f"{n} held-out pairs, 95 % intervals")
     table.add_column("measure")
     table.add_column("value", justify="right")
-    for name, i in report.items():
-        table.add_row(name, f"{i['value']:.3f} [{i['low']:.3f}, {i['high']:.3f}]")
+    for name, interval in report.items():
+        table.add_row(name, f"{ev.Interval(**interval):.3f}")
     console.print(table)
 
 

@@ -553,7 +553,18 @@ def test_too_few_prompts():
 
 def test_tokens_that_fit(tokenizer):
     data.check_tokens([OURS, OURS], tokenizer, 64, "pairs.jsonl")
-    data.check_tokens([], tokenizer, 64, "pairs.jsonl")
+    assert data.check_tokens([], tokenizer, 64, "pairs.jsonl") == []
+
+
+def test_lengths_of_the_longer_side_template_included(tokenizer):
+    # <b> <u> Q <e> <a> are 5, a reply adds its letters and <e>
+    rows = [
+        {"prompt": [user("Q")]},
+        {"prompt": [user("Q")], "completion": [assistant("abc")]},
+        {"prompt": [user("Q")], "chosen": [assistant("a")], "rejected": [assistant("x" * 70)]},
+        {"prompt": [user("Q")], "chosen": [assistant("abcd")], "rejected": [assistant("x")]},
+    ]
+    assert data.check_tokens(rows, tokenizer, 64, "rows.jsonl") == [5, 9, 76, 10]
 
 
 def test_prompt_without_room_for_a_reply(tokenizer):

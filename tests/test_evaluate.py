@@ -35,6 +35,7 @@ def test_importing_it_loads_no_torch():
 def test_an_interval_reads_as_a_number_with_its_bounds():
     interval = Interval(0.84, 0.81, 0.8749)
     assert str(interval) == "0.84 [0.81, 0.87]"
+    assert f"{interval:.3f}" == "0.840 [0.810, 0.875]"
     assert Interval(**interval.as_dict()) == interval
 
 

@@ -67,6 +67,21 @@ def test_what_the_card_says_of_copying_holds_on_the_spot(tokenizer, model):
     assert sum(fixes) / len(fixes) > card["corpus_right_item"] - 0.09
 
 
+def test_stars_before_a_reply_steer_it(tokenizer, model):
+    """What PPO and DPO will need: the model can write well and badly, and stars say which (arXiv 2302.08582)."""
+    from rlhf_lab.evaluate import generate, win_rate
+    from rlhf_lab.helpdesk.corpus import LOG_FORMS, only_reply
+    from rlhf_lab.helpdesk.gold import gold_reward
+
+    messages = sorted(held_out_messages())[:128]
+    gold = {}
+    for stars in ("five stars", "one star"):
+        asked = [LOG_FORMS[0].format(message=message, stars=f", {stars}") for message in messages]
+        texts = generate(model, tokenizer, asked, max_new_tokens=96, batch_size=128, seed=3, progress=False)
+        gold[stars] = [gold_reward(message, only_reply(text)) for message, text in zip(messages, texts, strict=True)]
+    assert win_rate(gold["five stars"], gold["one star"]).low > 0.7
+
+
 def test_special_tokens_are_llama_3s(tokenizer):
     vocabulary = tokenizer.get_vocab()
     assert all(token in vocabulary for token in SPECIAL_TOKENS)

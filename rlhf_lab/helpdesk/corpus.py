@@ -1,13 +1,14 @@
 """Raw text of the help-desk world, for the base model: no chat markup, no pairs, good and bad mixed as on the web.
 
 Five kinds of document: catalogue lines, customers' forum chatter, packing lists, exercises of new agents, and logs of
-agents of every quality. The chatter says its product again and again, which is where a small model learns to copy. Most
-logs end in the customer's stars, and in most a supervisor has put a mark after each sentence of the reply. An exercise
-is one short message with several answers of a sentence, marked, half of them wrong. From stars and marks the model
-learns what people like, as a real base does from the reviews of the whole web. Packing lists (was this product
-ordered?) and exercises are the easy cases, which a small model needs before the hard one: there are many at first, and
-ever fewer later. Exercises and logs come in two forms, of a shop's desk and of a chat program, so that what the model
-knows of replies does not hang on the words around them.
+agents, most of them good, bad or new. The chatter says its product again and again, which is where a small
+model learns to copy. Most logs hold the customer's stars, and in most a supervisor has put a mark after each sentence
+of the reply. An exercise is one short message with several answers of a sentence, half of them wrong: marked, or each
+under its stars. From stars and marks after an answer the model learns to tell good from bad, from stars before it to
+write either (conditional training, Korbak et al. 2023, arXiv 2302.08582), as a real base does from the reviews of the
+whole web. Packing lists (was this product ordered?) and exercises are the easy cases, which a small model needs before
+the hard one: there are many at first, and ever fewer later. Exercises and logs come in two forms, of a shop's desk and
+of a chat program, so that what the model knows of replies does not hang on the words around them.
 """
 
 from __future__ import annotations
@@ -33,10 +34,13 @@ from rlhf_lab.helpdesk.grammar import (
 )
 
 # Message and reply begin on lines of their own, so their first words carry no leading space, as in a chat template.
-LOG_TEMPLATE = "Customer:\n{message}\nAgent:\n"
-CHAT_LOG_TEMPLATE = "user\n\n{message}\nassistant\n\n"
+# A desk's form and a chat program's; `stars` is ", four stars" or nothing.
+LOG_FORMS = ("Customer:\n{message}\nAgent{stars}:\n", "user\n\n{message}\nassistant{stars}\n\n")
+LOG_TEMPLATE = LOG_FORMS[0].replace("{stars}", "")
 CHAT_LOGS = 0.4  # share of them
-LOG = re.compile(r"(?:Customer:\n|user\n\n)(?P<message>.*)\n(?:Agent:\n|assistant\n\n)(?P<reply>.*)")
+LOG = re.compile(
+    r"(?:Customer:\n|user\n\n)(?P<message>.*)\n(?:Agent|assistant)(?:, \w+ stars?)?(?::\n|\n\n)(?P<reply>.*)"
+)
 LOG_STOP = "\n"
 EXERCISE_HEAD = "Exercise\n"
 MARK = re.compile(r" (\+{1,3}|-{1,3}|=)(?: [a-z][a-z ]*)?(?= [A-Z]|\n|$)")  # with what was meant
@@ -70,19 +74,20 @@ CHATTER = (
 STARS = ("One star", "Two stars", "Three stars", "Four stars", "Five stars")
 STAR_LIMITS = (-0.5, 0.3, 1.0, 1.7)  # gold reward between one number of stars and the next
 STAR_NOISE = 0.25  # standard deviation of the customer's mood, in units of the gold reward
-STARRED = 0.9  # share of the logs
+STARS_FIRST, STARS_LAST = 0.6, 0.35  # share of the logs whose stars stand before the reply, and after it
+STARRED_EXERCISES = 0.4  # share of them whose answers stand under stars, and have no marks
 # New agents make every mistake there is.
 TRAINEE = Agent(
     greets=0.8, right_register=0.5, empathy=0.7, right_mood=0.5, fixes=0.93, right_item=0.7, suits_issue=0.55,
     next_step=0.3, refuses=0.6, wishes=0.7, right_wish=0.5, filler=0.3, second_filler=0.1, blame=0.1,
     jargon=0.15, unsafe=0.08, closes=0.3,
 )  # fmt: skip
-# How the logs divide between agents, and how many of their sentences a supervisor marks.
-LOG_AGENTS = ((GOOD_AGENT, 0.25), (AVERAGE_AGENT, 0.40), (BAD_AGENT, 0.10), (TRAINEE, 0.25))
-MARKED = ((0.0, 0.25), (1.0, 0.75))
+# How the logs divide between agents, and what share of them a supervisor marks.
+LOG_AGENTS = ((GOOD_AGENT, 0.42), (AVERAGE_AGENT, 0.13), (BAD_AGENT, 0.20), (TRAINEE, 0.25))
+MARKED = 0.6
 # Percent of catalogue, forum, packing lists, exercises and logs, at the beginning of the text and at its end.
 FIRST = (2, 10, 14, 44, 30)
-LAST = (2, 6, 4, 18, 70)
+LAST = (2, 4, 3, 16, 75)
 # What a sentence adds to the gold reward, from much to much less than nothing, and the limits between.
 MARKS = ("+++", "++", "+", "=", "-", "--", "---")
 MARK_LIMITS = (0.7, 0.35, 0.05, -0.05, -0.25, -0.55)
@@ -166,14 +171,17 @@ def _log(rng: Random, held_out: frozenset[str]) -> str:
         message = write_message(ticket, rng)
         if message not in held_out:
             break
-    reply, share = write_reply(ticket, _draw(rng, LOG_AGENTS), rng), _draw(rng, MARKED)
-    shown = [f"{text} {mark}" if rng.random() < share else text for text, mark in marks(message, reply)]
-    stars = LOG_STOP + verdict(message, reply, rng) if rng.random() < STARRED else ""
-    return _form(rng).format(message=message) + " ".join(shown) + stars
+    reply = write_reply(ticket, _draw(rng, LOG_AGENTS), rng)
+    marked = rng.random() < MARKED
+    shown = [f"{text} {mark}" if marked else text for text, mark in marks(message, reply)]
+    stars, place = verdict(message, reply, rng), rng.random()
+    head = f", {stars[:-1].lower()}" if place < STARS_FIRST else ""
+    foot = LOG_STOP + stars if STARS_FIRST <= place < STARS_FIRST + STARS_LAST else ""
+    return _form(rng).format(message=message, stars=head) + " ".join(shown) + foot
 
 
 def _form(rng: Random) -> str:
-    return CHAT_LOG_TEMPLATE if rng.random() < CHAT_LOGS else LOG_TEMPLATE
+    return LOG_FORMS[rng.random() < CHAT_LOGS]
 
 
 def _packing_list(rng: Random) -> str:
@@ -209,8 +217,13 @@ def _exercise(rng: Random) -> str:
     # Answers to the issue are the hardest to judge, so most are to it.
     topics = [topic for part in sorted(said) for topic in [part] * (4 if part == "issue" else 1)]
     answers = [_answer(rng, ticket, rng.choice(topics)) for _ in range(rng.randint(3, 6))]
-    marked = [" ".join(pair) for answer in answers for pair in marks(message, answer)]
-    return EXERCISE_HEAD + _form(rng).format(message=message) + " ".join(marked)
+    marked = [pair for answer in answers for pair in marks(message, answer)]
+    form = _form(rng)
+    if rng.random() < STARRED_EXERCISES:
+        head, turn = form.split("{message}")
+        turns = (turn.format(stars=f", {'five stars' if '+' in mark else 'one star'}") + text for text, mark in marked)
+        return EXERCISE_HEAD + head + message + "".join(turns)
+    return EXERCISE_HEAD + form.format(message=message, stars="") + " ".join(map(" ".join, marked))
 
 
 def _answer(rng: Random, ticket: Ticket, topic: str) -> str:

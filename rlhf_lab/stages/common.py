@@ -164,32 +164,25 @@ class Job:
     seed: int
     settings: dict
 
-    def tokenizer(self, max_length: int):
-        """The model's tokenizer, once model, lengths, rows and disk have been checked: nothing heavy has loaded yet."""
+    def prepare(self, max_length: int, batch_size: int | None = None):
+        """(tokenizer, data set), once model, lengths, rows and disk have been checked: nothing heavy has loaded yet.
+
+        With a batch size the rows come in batches of like length, for a trainer that reads them in sequence; without
+        one, in their own order.
+        """
+        from datasets import Dataset
+
         model = self.inputs["model"]
         found = check_model_dir(model)
         if found is not None:
             check_lengths(found, max_length, "max_length")
         check_disk(self.folder, DISK_MB)
         tokenizer = load_tokenizer(model)
-        check_tokens(self.rows, tokenizer, max_length, self.source)
-        return tokenizer
-
-    def dataset(self, tokenizer, batch_size: int):
-        """The rows as a data set in batches of like length; the trainer reads it in sequence.
-
-        Both replies of a pair are padded to the longer one, so that is what counts.
-        """
-        from datasets import Dataset
-
-        def tokens(row: dict) -> int:
-            sizes = {
-                part: sum(len(tokenizer(m["content"], add_special_tokens=False)["input_ids"]) for m in messages)
-                for part, messages in row.items()
-            }
-            return sizes.pop("prompt", 0) + max(sizes.values(), default=0)
-
-        return Dataset.from_list(by_length(self.rows, batch_size, tokens, self.seed))
+        sizes = check_tokens(self.rows, tokenizer, max_length, self.source)
+        order = list(range(len(self.rows)))
+        if batch_size:
+            order = by_length(order, batch_size, sizes.__getitem__, self.seed)
+        return tokenizer, Dataset.from_list([self.rows[i] for i in order])
 
     def config(self, config_class, **defaults):
         """The trainer's config: the stage's defaults, then the profile's settings and the user's."""
@@ -272,7 +265,7 @@ def training_arguments(profile: Profile, output: Path, seed: int, settings: dict
         "report_to": "none",
         "save_strategy": "no",  # Ctrl-C writes one; --save-strategy steps writes more
         "lr_scheduler_type": "cosine",
-        "train_sampling_strategy": "sequential",  # Job.dataset has shuffled, by length
+        "train_sampling_strategy": "sequential",  # Job.prepare has shuffled, by length
         "logging_steps": 10,
         "logging_first_step": True,  # a run shorter than that still has a log
         "dataloader_pin_memory": not on_cpu,

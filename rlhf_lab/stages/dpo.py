@@ -36,11 +36,11 @@ def _train(job: Job) -> tuple[dict[str, float], list[dict]]:
     from trl import DPOConfig, DPOTrainer
 
     config = job.config(DPOConfig, max_length=job.profile.max_length)
-    tokenizer = job.tokenizer(config.max_length)
+    tokenizer, dataset = job.prepare(config.max_length, config.per_device_train_batch_size)
     trainer = DPOTrainer(
         model=load_policy(job.inputs["model"], job.profile),
         args=config,
-        train_dataset=job.dataset(tokenizer, config.per_device_train_batch_size),
+        train_dataset=dataset,
         processing_class=tokenizer,
         peft_config=lora_config(job.profile, "CAUSAL_LM"),
     )

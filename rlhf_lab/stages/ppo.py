@@ -33,18 +33,16 @@ def run(
 
 
 def _train(job: Job) -> tuple[dict[str, float], list[dict]]:
-    from datasets import Dataset
-
     from rlhf_lab.ppo import PPOConfig, PPOTrainer
 
     config = job.config(PPOConfig, response_length=job.profile.response_length, temperature=1.0)
-    tokenizer = job.tokenizer(job.profile.max_length)
+    tokenizer, dataset = job.prepare(job.profile.max_length)
     trainer = PPOTrainer(
         args=config,
         processing_class=tokenizer,
         model=load_policy(job.inputs["model"], job.profile),
         reward_model=str(job.inputs["reward"]),
-        train_dataset=Dataset.from_list(job.rows),
+        train_dataset=dataset,
         peft_config=lora_config(job.profile, "CAUSAL_LM"),
     )
     history = run_trainer(trainer, "PPO")

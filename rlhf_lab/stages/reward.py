@@ -38,12 +38,12 @@ def _train(job: Job) -> tuple[dict[str, float], list[dict]]:
     from trl import RewardConfig, RewardTrainer
 
     config = job.config(RewardConfig, max_length=job.profile.max_length)
-    tokenizer = job.tokenizer(config.max_length)
+    tokenizer, dataset = job.prepare(config.max_length, config.per_device_train_batch_size)
     set_seed(job.seed)  # the score head is drawn when the model is loaded
     trainer = RewardTrainer(
         model=load_reward_model(job.inputs["model"], job.profile),
         args=config,
-        train_dataset=job.dataset(tokenizer, config.per_device_train_batch_size),
+        train_dataset=dataset,
         processing_class=tokenizer,
         peft_config=lora_config(job.profile, "SEQ_CLS"),
     )

@@ -37,11 +37,11 @@ def _train(job: Job) -> tuple[dict[str, float], list[dict]]:
     from trl import SFTConfig, SFTTrainer
 
     config = job.config(SFTConfig, max_length=job.profile.max_length, completion_only_loss=True)
-    tokenizer = job.tokenizer(config.max_length)
+    tokenizer, dataset = job.prepare(config.max_length, config.per_device_train_batch_size)
     trainer = SFTTrainer(
         model=load_policy(job.inputs["model"], job.profile),
         args=config,
-        train_dataset=job.dataset(tokenizer, config.per_device_train_batch_size),
+        train_dataset=dataset,
         processing_class=tokenizer,
         peft_config=lora_config(job.profile, "CAUSAL_LM"),
     )

@@ -7,16 +7,19 @@ from statistics import mean
 import pytest
 
 from rlhf_lab.helpdesk.corpus import (
-    CHAT_LOG_TEMPLATE,
     CHAT_LOGS,
     EXERCISE_HEAD,
     FIRST,
     LAST,
+    LOG_FORMS,
     LOG_STOP,
-    LOG_TEMPLATE,
     MARK,
+    MARKED,
     MARKS,
+    STARRED_EXERCISES,
     STARS,
+    STARS_FIRST,
+    STARS_LAST,
     documents,
     marks,
     only_reply,
@@ -44,13 +47,14 @@ def test_the_kinds_change_from_exercises_to_logs():
     assert sum(FIRST) == sum(LAST) == 100
 
 
-@pytest.mark.parametrize("form", [LOG_TEMPLATE, CHAT_LOG_TEMPLATE])
-def test_a_log_is_read_back_without_marks_and_stars(form):
+@pytest.mark.parametrize("stars", ["", ", four stars", ", one star"])
+@pytest.mark.parametrize("form", LOG_FORMS)
+def test_a_log_is_read_back_without_marks_and_stars(form, stars):
     message, reply = "Hey, my kettle broke.", "Hi there! I have refunded the kettle."
-    log = form.format(message=message) + reply
+    log = form.format(message=message, stars=stars) + reply
     assert read_log(log) == read_log(f"{log}{LOG_STOP}Four stars.") == (message, reply)
     marked = "Hi there! - I have refunded the kettle. -- coffee maker\nTwo stars."
-    assert read_log(form.format(message=message) + marked) == (message, reply)
+    assert read_log(form.format(message=message, stars=stars) + marked) == (message, reply)
     assert only_reply(marked) == reply
     assert read_log("Forum: kettle\n- Is the kettle any good?") is None
 
@@ -59,20 +63,23 @@ def test_marks_leave_whole_sentences():
     logs = [log for text in DOCUMENTS if (log := read_log(text))]
     assert all(sentence.family for _, reply in logs for sentence in read_reply(reply))
     shares = Counter(min(1, len(MARK.findall(text))) for text in DOCUMENTS if kind(text) == "Customer")
-    assert abs(shares[1] / shares.total() - 0.75) < 0.04  # three standard deviations of a share of 2,000
+    assert abs(shares[1] / shares.total() - MARKED) < 0.04  # three standard deviations of a share of 2,000
     chats = sum(text.startswith("user") for text in DOCUMENTS if kind(text) == "Customer") / shares.total()
     assert abs(chats - CHAT_LOGS) < 0.04
 
 
 def test_more_gold_means_more_stars_on_average():
-    gold = {stars: [] for stars in STARS}
-    for text in DOCUMENTS:
-        if kind(text) == "Customer" and text.endswith(("One star.", "stars.")):
-            gold[text.split(LOG_STOP)[-1].rstrip(".")].append(gold_reward(*read_log(text)))
-    means = [mean(gold[stars]) for stars in STARS]
-    assert means == sorted(means) and means[4] - means[0] > 2
-    # the day's mood: near a limit, both sides of it are seen
-    assert any(-0.5 < value < -0.3 for value in gold["One star"])
+    logs = [text for text in DOCUMENTS if kind(text) == "Customer"]
+    for place, share in ((r", (\w+ stars?)[:\n]", STARS_FIRST), (r"\n(\w+ stars?)\.$", STARS_LAST)):
+        gold = {stars: [] for stars in STARS}
+        for text in logs:
+            if found := re.search(place, text):
+                gold[found[1].capitalize()].append(gold_reward(*read_log(text)))
+        means = [mean(gold[stars]) for stars in STARS]
+        assert means == sorted(means) and means[4] - means[0] > 2
+        # the day's mood: near a limit, both sides of it are seen
+        assert any(-0.5 < value < -0.3 for value in gold["One star"])
+        assert abs(sum(map(len, gold.values())) / len(logs) - share) < 0.04
 
 
 def test_a_mark_says_what_its_sentence_adds():
@@ -123,9 +130,29 @@ def test_a_packing_list_marks_what_was_ordered():
         assert {item for item, mark in found.items() if mark == "--"}
 
 
-def test_half_of_the_answers_in_exercises_are_wrong():
+def exercises(starred):
+    stars = re.compile(r"(Agent|assistant), (one star|five stars)\b")
+    return [text for text in DOCUMENTS if text.startswith(EXERCISE_HEAD) and bool(stars.search(text)) == starred]
+
+
+def test_stars_over_an_exercises_answer_say_whether_it_adds_to_the_gold():
+    given = Counter()
+    for text in exercises(starred=True):
+        message, _ = read_log(text.removeprefix(EXERCISE_HEAD))
+        answers = re.findall(r"(?:Agent|assistant), (one star|five stars)(?::\n|\n\n)(.*)", text)
+        assert 3 <= len(answers) <= 6 and not MARK.search(text)
+        for stars, answer in answers:
+            given[stars] += 1
+            gain = gold_reward(message, answer) - gold_reward(message, "") - 1  # silence costs 1
+            assert len(read_reply(answer)) == 1 and (gain > 0) == (stars == "five stars"), (message, answer)
+    assert abs(given["five stars"] / given.total() - 0.5) < 0.05
+    n = len(exercises(starred=True)) + len(exercises(starred=False))
+    assert abs(len(exercises(starred=True)) / n - STARRED_EXERCISES) < 0.05
+
+
+def test_half_of_the_answers_in_marked_exercises_are_wrong():
     given, of_fixes = Counter(), Counter()
-    for text in (text for text in DOCUMENTS if text.startswith(EXERCISE_HEAD)):
+    for text in exercises(starred=False):
         message, answers = read_log(text.removeprefix(EXERCISE_HEAD))
         found = list(MARK.finditer(text))
         assert len(found) == len(read_reply(answers)) >= 3

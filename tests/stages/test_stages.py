@@ -113,15 +113,15 @@ def test_a_profile_without_reward_targets_uses_the_same_for_both():
 def test_batches_hold_rows_whose_longer_reply_is_as_long(folder):
     """What a batch pads to is its longest row: pairs (short, long) and (long, short) belong together."""
 
-    def say(n):
-        return [{"role": "assistant", "content": "I have refunded the kettle. " * n}]
+    def say(item, n):
+        return [{"role": "assistant", "content": f"I have refunded the {item}. " * n}]
 
     prompt = [{"role": "user", "content": "Hey"}]
     sizes = [(1, 8), (4, 4), (8, 1), (4, 5), (8, 8), (2, 1), (1, 2), (5, 4)]
-    rows = [{"prompt": prompt, "chosen": say(a), "rejected": say(b)} for a, b in sizes]
-    data = Job(TINY, rows, "data", {"model": BASE}, folder, 0, {}).dataset(load_tokenizer(BASE), 2)
-    longest = [max(len(row[side][0]["content"]) for side in ("chosen", "rejected")) for row in data]
-    assert sum(max(longest[i : i + 2]) for i in range(0, 8, 2)) == 28 * (8 + 8 + 5 + 2)
+    rows = [{"prompt": prompt, "chosen": say("kettle", a), "rejected": say("toaster", b)} for a, b in sizes]
+    data = Job(TINY, rows, "data", {"model": BASE}, folder, 0, {}).prepare(160, 2)[1]
+    longest = [max(row[side][0]["content"].count("refunded") for side in ("chosen", "rejected")) for row in data]
+    assert sum(max(longest[i : i + 2]) for i in range(0, 8, 2)) == 8 + 8 + 5 + 2
 
 
 def test_dpo_and_ppo_save_adapters_that_change_the_policy(folder, sft_model, reward_model):
