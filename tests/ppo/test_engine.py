@@ -191,7 +191,7 @@ def test_it_raises_a_reward(tokenizer, tmp_path):
         "gradient_accumulation_steps": 1,
         "num_mini_batches": 4,
         "num_ppo_epochs": 4,
-        "total_episodes": 256 * 16,
+        "total_episodes": 256 * 24,
         "local_rollout_forward_batch_size": 256,
         "max_grad_norm": 1.0,
         "lr_scheduler_type": "constant",

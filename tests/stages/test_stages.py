@@ -142,8 +142,10 @@ def test_dpo_and_ppo_save_adapters_that_change_the_policy(folder, sft_model, rew
 
 
 def test_the_reference_of_ppo_is_where_dpo_starts(folder, sft_model):
-    result = dpo.run(TINY, load_preferences(HELPDESK / "preferences_test.jsonl")[:8], {"model": sft_model.path},
-                     folder / "dpo-first", settings=FEW | {"max_steps": 1})  # fmt: skip
+    """Before the first step every margin is 0, so the loss of DPO, alone, is log 2."""
+    alone = FEW | {"max_steps": 1, "loss_type": ["sigmoid"], "loss_weights": [1.0]}
+    rows = load_preferences(HELPDESK / "preferences_test.jsonl")[:8]
+    result = dpo.run(TINY, rows, {"model": sft_model.path}, folder / "dpo-first", settings=alone)
     assert result.history[0]["loss"] == pytest.approx(0.693147, abs=1e-4)
 
 
