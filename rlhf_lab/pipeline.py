@@ -170,7 +170,7 @@ def evaluate_reward_model(path: str | Path, profile: Profile, tokenizer) -> dict
         "accuracy": ev.pair_accuracy(sides["chosen"][0], sides["rejected"][0]).as_dict(),
         "oracle_accuracy": ev.pair_accuracy(sides["chosen"][1], sides["rejected"][1]).value,
         "ece": ev.expected_calibration_error(margins, labels),
-        "calibration": {name: np.asarray(values).tolist() for name, values in curve._asdict().items()},
+        "calibration": curve.as_dict(),
     }
 
 

@@ -14,7 +14,7 @@ of a chat program, so that what the model knows of replies does not hang on the 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from random import Random
 
 from rlhf_lab.helpdesk import vocabulary as words
@@ -172,12 +172,15 @@ def _log(rng: Random, held_out: frozenset[str]) -> str:
         if message not in held_out:
             break
     reply = write_reply(ticket, _draw(rng, LOG_AGENTS), rng)
-    marked = rng.random() < MARKED
-    shown = [f"{text} {mark}" if marked else text for text, mark in marks(message, reply)]
+    shown = _with_marks(marks(message, reply)) if rng.random() < MARKED else reply
     stars, place = verdict(message, reply, rng), rng.random()
     head = f", {stars[:-1].lower()}" if place < STARS_FIRST else ""
     foot = LOG_STOP + stars if STARS_FIRST <= place < STARS_FIRST + STARS_LAST else ""
-    return _form(rng).format(message=message, stars=head) + " ".join(shown) + foot
+    return _form(rng).format(message=message, stars=head) + shown + foot
+
+
+def _with_marks(marked: Iterable[tuple[str, str]]) -> str:
+    return " ".join(f"{text} {mark}" for text, mark in marked)
 
 
 def _form(rng: Random) -> str:
@@ -223,7 +226,7 @@ def _exercise(rng: Random) -> str:
         head, turn = form.split("{message}")
         turns = (turn.format(stars=f", {'five stars' if '+' in mark else 'one star'}") + text for text, mark in marked)
         return EXERCISE_HEAD + head + message + "".join(turns)
-    return EXERCISE_HEAD + form.format(message=message, stars="") + " ".join(map(" ".join, marked))
+    return EXERCISE_HEAD + form.format(message=message, stars="") + _with_marks(marked)
 
 
 def _answer(rng: Random, ticket: Ticket, topic: str) -> str:
