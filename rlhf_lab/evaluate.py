@@ -216,15 +216,14 @@ def generate(
     top_p: float = 1.0,
     batch_size: int = 64,
     seed: int = 0,
-    stop_strings: Sequence[str] | None = None,
     progress: bool = True,
     description: str = "",
 ) -> list[str]:
     """One reply for each prompt, as text without special tokens and outer white space, in the order of the prompts.
 
     A prompt is a conversation, which gets the chat template, or a raw string, which is continued. Temperature 0 is
-    greedy. A reply ends at an EOS of the tokenizer or of the model's generation config, before the first of
-    `stop_strings`, or at `max_new_tokens`. Nothing else of the model's saved generation config is used.
+    greedy. A reply ends at an EOS of the tokenizer or of the model's generation config, or at `max_new_tokens`. Nothing
+    else of the model's saved generation config is used.
 
     The same call gives the same replies whatever ran before, and leaves torch's random state as it found it. Another
     batch size draws other samples.
@@ -238,11 +237,10 @@ def generate(
         top_p=top_p,
         batch_size=batch_size,
         seed=seed,
-        stop_strings=stop_strings,
         progress=progress,
         description=description,
     )
-    return [_cut(tokenizer.decode(ids, skip_special_tokens=True), stop_strings) for ids in completions]
+    return [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in completions]
 
 
 def generate_ids(
@@ -255,31 +253,21 @@ def generate_ids(
     top_p: float = 1.0,
     batch_size: int = 64,
     seed: int = 0,
-    stop_strings: Sequence[str] | None = None,
     progress: bool = True,
     description: str = "",
 ) -> list[list[int]]:
     """`generate`, but the sampled token ids, the EOS included where there is one: what `sequence_kl` reads exactly."""
     import torch
-    from transformers import GenerationConfig
+
+    from rlhf_lab.sampling import sample
 
     if max_new_tokens < 1 or batch_size < 1 or temperature < 0 or not 0 < top_p <= 1:
         raise ValueError("need max_new_tokens >= 1, batch_size >= 1, temperature >= 0 and 0 < top_p <= 1")
     eos = _eos_ids(model, tokenizer)
     pad = next(id for id in (tokenizer.pad_token_id, *sorted(eos), 0) if id is not None)
-    sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
-    config = GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        eos_token_id=sorted(eos) or None,
-        pad_token_id=pad,
-        bos_token_id=tokenizer.bos_token_id,
-        use_cache=True,
-        **(sampling if temperature > 0 else {"do_sample": False}),
-    )
-    stopping = {"stop_strings": list(stop_strings), "tokenizer": tokenizer} if stop_strings else {}
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     completions: list[list[int]] = [[] for _ in encoded]
-    with _inference(model), _blank_generation_config(model), _seeded(model, seed):
+    with _inference(model), _seeded(model, seed):
         for batch in _by_length(encoded, batch_size, progress, description or "generate"):
             width = max(len(encoded[i]) for i in batch)
             input_ids = torch.full((len(batch), width), pad)
@@ -287,14 +275,18 @@ def generate_ids(
             for row, i in enumerate(batch):  # left padding: every row must end where its reply begins
                 input_ids[row, width - len(encoded[i]) :] = torch.tensor(encoded[i])
                 attention_mask[row, width - len(encoded[i]) :] = 1
-            output = model.generate(
-                input_ids=input_ids.to(model.device),
-                attention_mask=attention_mask.to(model.device),
-                generation_config=config,
-                **stopping,
+            replies = sample(
+                model,
+                input_ids.to(model.device),
+                attention_mask.to(model.device),
+                max_new_tokens,
+                stop_ids=eos,
+                pad_id=pad,
+                temperature=temperature,
+                top_p=top_p,
             )
-            for i, ids in zip(batch, output[:, width:].tolist(), strict=True):
-                completions[i] = _until_eos(ids, eos, pad)
+            for i, ids in zip(batch, replies.tolist(), strict=True):
+                completions[i] = _until_eos(ids, eos)
     return completions
 
 
@@ -419,19 +411,10 @@ def _eos_ids(model, tokenizer) -> set[int]:
     return {int(token) for token in (tokenizer.eos_token_id, *configured) if token is not None}
 
 
-def _until_eos(ids: list[int], eos: set[int], pad: int) -> list[int]:
-    """Up to and with the first EOS. A reply that a stop string ended has padding after it and no EOS."""
-    end = next((position for position, token in enumerate(ids) if token in eos), None)
-    if end is not None:
-        return ids[: end + 1]
-    while ids and ids[-1] == pad:
-        ids = ids[:-1]
-    return ids
-
-
-def _cut(text: str, stop_strings: Sequence[str] | None) -> str:
-    ends = [text.find(stop) for stop in stop_strings or ()]
-    return text[: min((end for end in ends if end >= 0), default=len(text))].strip()
+def _until_eos(ids: list[int], eos: set[int]) -> list[int]:
+    """Up to and with the first EOS."""
+    end = next((position for position, token in enumerate(ids) if token in eos), len(ids))
+    return ids[: end + 1]
 
 
 def _pad_right(sequences: list[list[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -469,25 +452,6 @@ def _inference(model) -> Iterator[None]:
     finally:
         for module, training in flags:
             module.training = training
-
-
-@contextmanager
-def _blank_generation_config(model) -> Iterator[None]:
-    """transformers fills whatever a call leaves unset from the model's own config (a saved repetition penalty, say)."""
-    from transformers import GenerationConfig
-
-    holders = [model, *([model.get_base_model()] if hasattr(model, "get_base_model") else [])]
-    saved = [(holder, vars(holder).get("generation_config", ...)) for holder in holders]
-    try:
-        for holder in holders:
-            holder.generation_config = GenerationConfig()
-        yield
-    finally:
-        for holder, config in saved:
-            if config is ...:
-                del holder.generation_config
-            else:
-                holder.generation_config = config
 
 
 @contextmanager

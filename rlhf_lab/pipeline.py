@@ -63,7 +63,9 @@ def run(
     results["ppo"] = train(ppo, "ppo", pairs, {"model": sft_dir, "reward": results["reward"].path})
     results["dpo"] = train(dpo, "dpo", pairs, {"model": sft_dir})
     paths = {"base": base, **{stage: result.path for stage, result in results.items()}}
-    key = cache_key("evaluate", profile, {"seed": seed}, paths, ("pipeline.py", "evaluate.py", "helpdesk"))
+    key = cache_key(
+        "evaluate", profile, {"seed": seed}, paths, ("pipeline.py", "evaluate.py", "sampling.py", "helpdesk")
+    )
     folder = common.STAGES_DIR / f"{profile.name}-evaluate-{key}"
     results["evaluate"] = run_cached(folder, key, lambda to: _evaluate(profile, paths, seed, to), force)
     evaluation = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))

@@ -365,17 +365,6 @@ def test_a_reply_ends_at_the_tokenizers_or_the_models_eos(model, tokenizer):
     assert all(tokenizer.pad_token_id not in ids for ids in ended)
 
 
-def test_a_reply_ends_before_the_first_stop_string(model, tokenizer):
-    greedy = {"temperature": 0, "max_new_tokens": 12}
-    free = generate_ids(model, tokenizer, PROMPTS, progress=False, **greedy)
-    texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in free]
-    stop = next(character for character in texts[2][2:] if character.isascii() and not character.isspace())
-    cut = sampled(model, tokenizer, stop_strings=[stop, "never said"], **greedy)
-    assert cut == [text.split(stop)[0].strip() for text in texts]
-    stopped = generate_ids(model, tokenizer, PROMPTS[2:3], stop_strings=[stop], progress=False, **greedy)
-    assert len(stopped[0]) < len(free[2])
-
-
 def test_generate_puts_training_mode_back(model, tokenizer):
     policy = copy.deepcopy(model).train()
     policy.model.layers[0].eval()

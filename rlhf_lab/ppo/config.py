@@ -29,7 +29,7 @@ class PPOConfig(TrainingArguments):
     num_mini_batches: int = field(default=1, metadata={"help": "Optimizer steps in one pass over a batch."})
     total_episodes: int | None = field(default=None, metadata={"help": "Episodes in all; else num_train_epochs says."})
     local_rollout_forward_batch_size: int = field(
-        default=64, metadata={"help": "Rows at once in the passes without gradient, generation too."}
+        default=64, metadata={"help": "Rows at once in the passes without gradient."}
     )
     num_sample_generations: int = field(default=10, metadata={"help": "How often to show sample completions."})
     response_length: int = field(default=53, metadata={"help": "Longest reply, in tokens."})
@@ -63,6 +63,9 @@ class PPOConfig(TrainingArguments):
     ds3_gather_for_generation: bool = field(default=True, metadata={"help": "Gather ZeRO-3 weights to generate."})
 
     # Ours.
+    generation_batch_size: int | None = field(
+        default=None, metadata={"help": "Rows at once in generation; else local_rollout_forward_batch_size."}
+    )
     adap_kl_ctrl: bool = field(default=False, metadata={"help": "Let kl_coef follow `target` (Ziegler et al. 2019)."})
     target: float = field(default=6.0, metadata={"help": "KL a reply, in nats, that the adaptive controller holds."})
     horizon: float = field(default=10_000, metadata={"help": "Episodes over which the controller reacts."})

@@ -14,11 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_lab.errors import UserError
-
-
-def position_ids(attention_mask: Tensor) -> Tensor:
-    """Positions that count tokens, not padding, so that padding on either side changes nothing."""
-    return (attention_mask.cumsum(-1) - 1).clamp(min=0)
+from rlhf_lab.sampling import position_ids
 
 
 def disable_dropout(model: nn.Module) -> None:

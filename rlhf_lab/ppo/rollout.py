@@ -15,19 +15,19 @@ RewardFunction = Callable[..., list[float]]
 
 @dataclass
 class Rollout:
-    """What was sampled and what is known of it. Prompts are left padded, responses right padded.
+    """What was sampled and what is known of it. Every row ends at the last column: padding is on the left only.
 
-    B episodes, P prompt positions, T response positions. `mask` is true on the response's tokens, the end of turn
-    included; everything after it is padding and counts nowhere.
+    B episodes of at most W tokens, prompt and response, at most T of them the response. `mask` is true on the
+    response's tokens, the end of turn included.
     """
 
-    prompts: list  # as in the data set: text, or a conversation
-    queries: Tensor  # (B, P) token ids
-    query_mask: Tensor  # (B, P)
-    responses: Tensor  # (B, T) token ids
+    prompts: list  # as in the data set: text, a conversation, or token ids
+    input_ids: Tensor  # (B, W)
+    attention_mask: Tensor  # (B, W)
     mask: Tensor  # (B, T) bool
     ended: Tensor  # (B,) bool: the reply ended by itself
     completions: list[str] = field(default_factory=list)
+    columns: dict[str, list] = field(default_factory=dict)  # of the data set, for reward functions
     scores: Tensor | None = None  # (B,)
     logps: Tensor | None = None  # (B, T) of the policy that sampled
     ref_logps: Tensor | None = None  # (B, T)
@@ -36,14 +36,20 @@ class Rollout:
     advantages: Tensor | None = None  # (B, T)
     returns: Tensor | None = None  # (B, T)
 
-    def rows(self, index: Tensor | slice) -> tuple[Tensor, Tensor, int]:
+    @property
+    def responses(self) -> Tensor:
+        """Token ids of the responses, (B, T); prompt or padding where `mask` is false."""
+        return self.input_ids[:, -self.mask.shape[1] :]
+
+    def chunks(self, rows: Tensor, size: int) -> list[Tensor]:
+        """`rows` in groups of at most `size`, like lengths together: a group is as wide as its longest row."""
+        lengths = self.attention_mask[rows].sum(1)
+        return list(rows[lengths.argsort(descending=True, stable=True)].split(size))
+
+    def rows(self, index: Tensor) -> tuple[Tensor, Tensor, int]:
         """(input_ids, attention_mask, T') of some rows, columns that are padding in all of them cut away."""
-        query_mask, mask = self.query_mask[index], self.mask[index]
-        start = int(query_mask.any(0).int().argmax())
-        length = int(mask.any(0).sum())
-        input_ids = torch.cat([self.queries[index][:, start:], self.responses[index][:, :length]], dim=1)
-        attention_mask = torch.cat([query_mask[:, start:], mask[:, :length].long()], dim=1)
-        return input_ids, attention_mask, length
+        width, length = int(self.attention_mask[index].sum(1).max()), int(self.mask[index].sum(1).max())
+        return self.input_ids[index, -width:], self.attention_mask[index, -width:], length
 
 
 def response_mask(responses: Tensor, stop_id: int) -> tuple[Tensor, Tensor]:
@@ -51,6 +57,12 @@ def response_mask(responses: Tensor, stop_id: int) -> tuple[Tensor, Tensor]:
     is_stop = responses == stop_id
     after = (is_stop.cumsum(1) - is_stop.int()) > 0
     return ~after, is_stop.any(1)
+
+
+def align_right(x: Tensor, padding: Tensor) -> Tensor:
+    """Each row of x, (B, W), turned to the right by its number of columns in `padding`, (B,): they come first."""
+    width = x.shape[1]
+    return x.gather(1, (torch.arange(width, device=x.device) - padding[:, None]) % width)
 
 
 def score_by_function(function: RewardFunction, prompts: list, completions: list, columns: dict) -> Tensor:

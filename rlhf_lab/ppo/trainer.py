@@ -16,15 +16,16 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import GenerationConfig, Trainer
+from transformers import Trainer
 from transformers.trainer_utils import TrainOutput
 
 from rlhf_lab.errors import UserError
 from rlhf_lab.losses import ppo_policy_loss, ppo_policy_stats, ppo_value_loss, ppo_value_stats, token_logps
 from rlhf_lab.ppo.config import PPOConfig
 from rlhf_lab.ppo.roles import OneBaseRoles, SeparateRoles, disable_dropout
-from rlhf_lab.ppo.rollout import Rollout, response_mask, score_by_function
+from rlhf_lab.ppo.rollout import Rollout, align_right, response_mask, score_by_function
 from rlhf_lab.returns import AdaptiveKLController, FixedKLController, gae, kl_estimate, per_token_rewards, whiten
+from rlhf_lab.sampling import sample
 
 TRAINED_WEIGHTS = "ppo_trained.safetensors"
 PPO_STATE = "ppo_state.json"
@@ -141,6 +142,7 @@ class PPOTrainer(Trainer):
         args.local_mini_batch_size = args.local_batch_size // args.num_mini_batches
         args.mini_batch_size = args.local_mini_batch_size * world
         args.num_total_batches = math.ceil(args.total_episodes / args.batch_size)
+        args.generation_batch_size = args.generation_batch_size or args.local_rollout_forward_batch_size
 
     # ---------------------------------------------------------------- the algorithm
 
@@ -162,56 +164,47 @@ class PPOTrainer(Trainer):
         """Phase 1: the policy answers a batch of prompts."""
         prompts = [row.get("prompt", row.get("input_ids")) for row in rows]
         queries, query_mask = self._tokenize(prompts)
-        config = GenerationConfig(
-            max_new_tokens=self.args.response_length,
-            do_sample=True,
-            temperature=self.args.temperature,
-            top_k=0,
-            top_p=1.0,
-            eos_token_id=self.stop_id,
-            pad_token_id=self.processing_class.pad_token_id,
-        )
+        tokenizer, pad, limit = self.processing_class, self.processing_class.pad_token_id, self.args.response_length
+        how = {"stop_ids": [self.stop_id], "pad_id": pad, "temperature": self.args.temperature}
         self.model.eval()
-        parts = []
-        for start in range(0, len(queries), self.args.local_rollout_forward_batch_size):
-            rows_ = slice(start, start + self.args.local_rollout_forward_batch_size)
-            generated = self.model.generate(
-                input_ids=queries[rows_], attention_mask=query_mask[rows_], generation_config=config
-            )
-            parts.append(generated[:, queries.shape[1] :])
+        batches = (x.split(self.args.generation_batch_size) for x in (queries, query_mask))
+        parts = [sample(self.model, ids, mask, limit, **how) for ids, mask in zip(*batches, strict=True)]
         longest = max(part.shape[1] for part in parts)
-        pad = self.processing_class.pad_token_id
         responses = torch.cat([torch.nn.functional.pad(p, (0, longest - p.shape[1]), value=pad) for p in parts])
         mask, ended = response_mask(responses, self.stop_id)
-        responses = responses.masked_fill(~mask, pad)
-        completions = self.processing_class.batch_decode(responses, skip_special_tokens=True)
-        return Rollout(prompts, queries, query_mask, responses, mask, ended, completions)
+        completions = tokenizer.batch_decode(responses, skip_special_tokens=True)
+        # What a reply is short of the longest goes to the left, so that a row has padding on one side only.
+        short = (~mask).sum(1)
+        input_ids = align_right(torch.cat([queries, responses], dim=1), short)
+        attention_mask = align_right(torch.cat([query_mask, mask.long()], dim=1), short)
+        columns = {name: [row[name] for row in rows] for name in rows[0] if name not in ("prompt", "input_ids")}
+        return Rollout(prompts, input_ids, attention_mask, align_right(mask, short), ended, completions, columns)
 
     @torch.no_grad()
     def score(self, batch: Rollout) -> None:
         """Phase 2: score each reply; log-probs of policy and reference, and the values, of each token."""
-        device, length = batch.responses.device, batch.responses.shape[1]
-        batch.logps, batch.ref_logps, batch.values = (
-            torch.zeros(batch.mask.shape, device=device, dtype=torch.float32) for _ in range(3)
-        )
+        device = batch.mask.device
+        batch.logps, batch.ref_logps, batch.values = (torch.zeros(batch.mask.shape, device=device) for _ in range(3))
         batch.scores = torch.zeros(len(batch.prompts), device=device)
-        for start in range(0, len(batch.prompts), self.args.local_rollout_forward_batch_size):
-            index = slice(start, start + self.args.local_rollout_forward_batch_size)
+        everything = torch.arange(len(batch.prompts), device=device)
+        for index in batch.chunks(everything, self.args.local_rollout_forward_batch_size):
             input_ids, attention_mask, length = batch.rows(index)
-            labels = batch.responses[index][:, :length]
+            labels = input_ids[:, -length:]
             for target, logits in (
                 (batch.logps, self.roles.logits(input_ids, attention_mask, length + 1)),
                 (batch.ref_logps, self.roles.reference_logits(input_ids, attention_mask, length + 1)),
             ):
-                target[index, :length] = token_logps(logits[:, :-1] / self.args.temperature, labels)
-            batch.values[index, :length] = self.roles.values(input_ids, attention_mask)[:, -length - 1 : -1].float()
+                target[index, -length:] = token_logps(logits[:, :-1] / self.args.temperature, labels)
+            batch.values[index, -length:] = self.roles.values(input_ids, attention_mask)[:, -length - 1 : -1].float()
             if self.has_reward_network:
-                batch.scores[index] += self.roles.scores(input_ids, attention_mask)
+                batch.scores[index] = self.roles.scores(input_ids, attention_mask)
+        for known in (batch.logps, batch.ref_logps, batch.values):
+            known.masked_fill_(~batch.mask, 0.0)
         completions = batch.completions
         if not isinstance(batch.prompts[0], str):
             completions = [[{"role": "assistant", "content": text}] for text in completions]
         for function in self.reward_functions:
-            batch.scores += score_by_function(function, batch.prompts, completions, {}).to(device)
+            batch.scores += score_by_function(function, batch.prompts, completions, batch.columns).to(device)
         for row in (~torch.isfinite(batch.scores)).nonzero().flatten().tolist()[:1]:
             raise UserError(
                 "the score is not a finite number", where=f"prompt {batch.prompts[row]!r}", fix="Mend the reward"
@@ -247,14 +240,13 @@ class PPOTrainer(Trainer):
         args = self.args
         n_tokens = self._sum_over_processes(batch.mask[minibatch].sum())
         totals: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=batch.mask.device))
-        for micro in minibatch.split(args.per_device_train_batch_size):
+        for micro in batch.chunks(minibatch, args.per_device_train_batch_size):
             input_ids, attention_mask, length = batch.rows(micro)
-            mask = batch.mask[micro][:, :length]
-            share = mask.sum() / n_tokens
-            old_logps, old_values, advantages, returns, labels = (
-                getattr(batch, name)[micro][:, :length]
-                for name in ("logps", "values", "advantages", "returns", "responses")
+            mask, old_logps, old_values, advantages, returns, labels = (
+                getattr(batch, name)[micro, -length:]
+                for name in ("mask", "logps", "values", "advantages", "returns", "responses")
             )
+            share = mask.sum() / n_tokens
             logits = self.roles.logits(input_ids, attention_mask, length + 1)[:, :-1] / args.temperature
             logps = token_logps(logits, labels)
             policy_loss = ppo_policy_loss(logps, old_logps, advantages, mask, args.cliprange)

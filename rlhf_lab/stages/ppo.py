@@ -12,7 +12,7 @@ from rlhf_lab.models import load_policy, lora_config, save_adapter
 from rlhf_lab.profiles import Profile
 from rlhf_lab.stages.common import Job, StageResult, run_trainer, stage
 
-CODE = ("stages/ppo.py", "ppo", "losses.py", "returns.py")
+CODE = ("stages/ppo.py", "ppo", "losses.py", "returns.py", "sampling.py")
 
 
 def run(

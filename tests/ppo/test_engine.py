@@ -11,7 +11,6 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, LlamaForS
 
 from rlhf_lab.errors import UserError
 from rlhf_lab.ppo import PPOConfig, PPOTrainer
-from rlhf_lab.ppo.roles import position_ids
 from rlhf_lab.ppo.rollout import response_mask, score_by_function
 from rlhf_lab.profiles import DATA_DIR
 
@@ -104,11 +103,6 @@ def test_response_mask_ends_with_the_first_stop_token():
     assert ended.tolist() == [True, False, True]
 
 
-def test_positions_count_tokens_and_not_padding():
-    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 0, 0]])
-    assert position_ids(mask).tolist() == [[0, 0, 0, 1, 2], [0, 1, 2, 2, 2]]
-
-
 def test_at_the_start_the_policy_is_the_reference_and_the_ratio_is_one(tokenizer, tmp_path):
     t = trainer(tokenizer, tmp_path)
     batch = filled(t)
@@ -128,13 +122,28 @@ def test_rollout_scores_what_the_policy_says_of_its_own_tokens(tokenizer, tmp_pa
     t = trainer(tokenizer, tmp_path, temperature=0.8)
     batch = filled(t)
     for row in range(3):
-        prompt = batch.queries[row][batch.query_mask[row].bool()]
+        whole = batch.input_ids[row][batch.attention_mask[row].bool()]
         reply = batch.responses[row][batch.mask[row]]
+        prompt = whole[: len(whole) - len(reply)]
         with torch.no_grad():
             logits = t.model(input_ids=torch.cat([prompt, reply])[None]).logits[0, len(prompt) - 1 : -1] / 0.8
         expected = logits.log_softmax(-1).gather(-1, reply[:, None]).squeeze(-1)
         torch.testing.assert_close(batch.logps[row][batch.mask[row]], expected, atol=1e-5, rtol=1e-5)
         assert batch.logps[row][~batch.mask[row]].abs().sum() == 0 or not (~batch.mask[row]).any()
+
+
+def test_a_rollout_is_padded_on_the_left_only_and_ends_with_its_reply(tokenizer, tmp_path):
+    t = trainer(tokenizer, tmp_path, model=tiny(tokenizer, initializer_range=0.3))
+    batch = filled(t)
+    assert batch.attention_mask.sum(1).max() == batch.attention_mask.shape[1]
+    assert batch.attention_mask[:, -1].all() and batch.mask[:, -1].all()
+    for row in range(len(batch.prompts)):
+        tokens = batch.input_ids[row][batch.attention_mask[row].bool()].tolist()
+        asked = tokenizer.apply_chat_template(batch.prompts[row], add_generation_prompt=True)["input_ids"]
+        reply = batch.responses[row][batch.mask[row]].tolist()
+        assert tokens == asked + reply
+        assert tokenizer.decode(reply, skip_special_tokens=True) == batch.completions[row]
+        assert (tokenizer.eos_token_id in reply) == bool(batch.ended[row])
 
 
 def gradients(t, batch, micro):
@@ -163,12 +172,12 @@ def test_more_padding_changes_nothing(tokenizer, tmp_path):
     batch = filled(t)
     before = gradients(t, batch, 4)
     n, pad = len(batch.prompts), tokenizer.pad_token_id
-    batch.queries = torch.cat([torch.full((n, 5), pad), batch.queries], dim=1)
-    batch.query_mask = torch.cat([torch.zeros((n, 5), dtype=torch.long), batch.query_mask], dim=1)
-    batch.responses = torch.cat([batch.responses, torch.full((n, 3), pad)], dim=1)
-    for name in ("mask", "logps", "ref_logps", "values", "rewards", "advantages", "returns"):
+    for name, width, filler in (
+        ("input_ids", 8, pad), ("attention_mask", 8, 0), ("mask", 3, False),
+        *((name, 3, 0.0) for name in ("logps", "ref_logps", "values", "rewards", "advantages", "returns")),
+    ):  # fmt: skip
         old = getattr(batch, name)
-        setattr(batch, name, torch.cat([old, torch.zeros((n, 3), dtype=old.dtype)], dim=1))
+        setattr(batch, name, torch.cat([torch.full((n, width), filler, dtype=old.dtype), old], dim=1))
     after = gradients(t, batch, 4)
     for name in before:
         torch.testing.assert_close(after[name], before[name], atol=1e-6, rtol=1e-4)
