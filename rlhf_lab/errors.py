@@ -11,6 +11,7 @@ class UserError(Exception):
     """
 
     def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
+        self.what, self.where, self.fix = what, where, fix
         parts = [what.rstrip(".")]
         if where:
             parts[0] = f"{where}: {parts[0]}"

@@ -42,10 +42,6 @@ class Row(dict):
 class NoiseError(UserError):
     """A row that teaches nothing, of a kind that public sets are known to hold."""
 
-    def __init__(self, what: str, *, where: str, fix: str) -> None:
-        super().__init__(what, where=where, fix=fix)
-        self.what = what
-
 
 @dataclass(frozen=True)
 class At:

@@ -66,6 +66,15 @@ def token_logps(logits: Tensor, labels: Tensor) -> Tensor:
     return _SelectedLogSoftmax.apply(logits, labels)
 
 
+def token_entropy(logits: Tensor) -> Tensor:
+    """Entropy of the next-token distribution at each position, in nats: (batch, seq, vocab) -> (batch, seq)."""
+    rows = []
+    for row in logits:  # a row at a time, as above
+        logps = _at_least_fp32(row).log_softmax(-1)
+        rows.append(-(logps.exp() * logps).sum(-1))
+    return torch.stack(rows)
+
+
 def sequence_logps(logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
     """log p(reply | prompt): the SUM of log p(label) over the masked-in positions.
 

@@ -6,7 +6,7 @@ ended leave the batch. On the tiny Llama, whose replies are half the limit on av
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -15,6 +15,17 @@ from torch import Tensor
 def position_ids(attention_mask: Tensor) -> Tensor:
     """Positions that count tokens, not padding, so that padding on either side changes nothing."""
     return (attention_mask.cumsum(-1) - 1).clamp(min=0)
+
+
+def pad_left(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Token ids and attention mask, (batch, longest): every row ends where its reply begins."""
+    width = max(map(len, rows))
+    input_ids = torch.full((len(rows), width), pad_id)
+    attention_mask = torch.zeros_like(input_ids)
+    for row, ids in enumerate(rows):
+        input_ids[row, width - len(ids) :] = torch.as_tensor(ids)
+        attention_mask[row, width - len(ids) :] = 1
+    return input_ids, attention_mask
 
 
 @torch.no_grad()

@@ -69,6 +69,8 @@ class PPOConfig(TrainingArguments):
     adap_kl_ctrl: bool = field(default=False, metadata={"help": "Let kl_coef follow `target` (Ziegler et al. 2019)."})
     target: float = field(default=6.0, metadata={"help": "KL a reply, in nats, that the adaptive controller holds."})
     horizon: float = field(default=10_000, metadata={"help": "Episodes over which the controller reacts."})
+    kl_in_loss: bool = field(default=False, metadata={"help": "kl_coef * KL in the loss, not in the reward."})
+    entropy_coef: float = field(default=0.0, metadata={"help": "Weight of an entropy bonus in the loss."})
     target_kl: float | None = field(
         default=None, metadata={"help": "Stop the passes over a batch once the new policy is this far from the old."}
     )
@@ -83,6 +85,8 @@ class PPOConfig(TrainingArguments):
             raise ValueError("set stop_token or stop_token_id, not both")
         if self.kl_estimator not in KL_KINDS:
             raise ValueError(f"kl_estimator must be one of {', '.join(KL_KINDS)}, got {self.kl_estimator!r}")
+        if self.kl_in_loss and self.kl_estimator == "k1":
+            raise ValueError("kl_in_loss needs kl_estimator k2 or k3: the gradient of k1 is zero on average")
         if self.temperature <= 0:
             raise ValueError(f"temperature must be above 0 to sample, got {self.temperature}")
         if self.missing_eos_penalty is not None and self.missing_eos_penalty < 0:

@@ -7,7 +7,8 @@ and reward are an adapter each and a linear head. Without LoRA they are separate
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -46,6 +47,10 @@ class SeparateRoles(nn.Module):
         for frozen in (reference, reward):
             if frozen is not None:
                 frozen.requires_grad_(False)
+
+    def value_pass(self):
+        """Nothing to switch: the value is a model of its own."""
+        return nullcontext()
 
     def logits(self, input_ids: Tensor, attention_mask: Tensor, n_last: int) -> Tensor:
         """The policy's logits at the last `n_last` positions: (batch, n_last, vocab)."""
@@ -118,25 +123,36 @@ class OneBaseRoles(nn.Module):
             nn.init.zeros_(self.value_head.weight)
         self.to(next(policy.parameters()).device)
         self._layers = [module for module in policy.modules() if hasattr(module, "lora_A")]
+        self._active: str | None = "default"
         for name, parameter in policy.named_parameters():
             parameter.requires_grad = ".default." in name or ".value." in name
 
     @contextmanager
     def _adapter(self, name: str | None) -> Iterator[None]:
         """Make `name` the active adapter, or none. PEFT's own ways to switch would freeze the others."""
-        for layer in self._layers:
-            layer._disable_adapters = name is None
-            layer._active_adapter = [name or "default"]
+        before = self._active
+        self._activate(name)
         try:
             yield
         finally:
-            for layer in self._layers:
-                layer._disable_adapters = False
-                layer._active_adapter = ["default"]
+            self._activate(before)
 
-    def _hidden(self, adapter: str, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def _activate(self, name: str | None) -> None:
+        self._active = name
+        for layer in self._layers:
+            layer._disable_adapters = name is None
+            layer._active_adapter = [name or "default"]
+
+    def value_pass(self):
+        """Holds the value's adapter active. Keep it round the backward: gradient checkpointing runs forward again."""
+        return self._adapter("value")
+
+    def _read(self, adapter: str, head: nn.Module, input_ids: Tensor, attention_mask: Tensor, pick=None) -> Tensor:
         with self._adapter(adapter):
-            return _hidden_states(self.policy.get_base_model(), input_ids, attention_mask)
+            hidden = _hidden_states(self.policy.get_base_model(), input_ids, attention_mask)
+        hidden = hidden if pick is None else pick(hidden, attention_mask)
+        with torch.autocast(hidden.device.type, enabled=False):
+            return head(hidden.float()).squeeze(-1)
 
     def logits(self, input_ids: Tensor, attention_mask: Tensor, n_last: int) -> Tensor:
         """The policy's logits at the last `n_last` positions: (batch, n_last, vocab)."""
@@ -149,14 +165,13 @@ class OneBaseRoles(nn.Module):
 
     def values(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """The value at every position: (batch, seq)."""
-        return self.value_head(self._hidden("value", input_ids, attention_mask).float()).squeeze(-1)
+        return self._read("value", self.value_head, input_ids, attention_mask)
 
     def scores(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """The reward model's score at the last token of each row: (batch,)."""
         if self.reward is not None:
             return _scores(self.reward, input_ids, attention_mask)
-        hidden = self._hidden("reward", input_ids, attention_mask)
-        return self.reward_head(_at_last_token(hidden, attention_mask).float()).squeeze(-1)
+        return self._read("reward", self.reward_head, input_ids, attention_mask, _at_last_token)
 
 
 def _load_adapter(policy, folder: str | Path, name: str) -> Tensor:
@@ -177,3 +192,20 @@ def _load_adapter(policy, folder: str | Path, name: str) -> Tensor:
     policy.add_adapter(name, config)
     set_peft_model_state_dict(policy, {k: v for k, v in state.items() if "lora_" in k}, adapter_name=name)
     return head
+
+
+def assign_roles(args, model, ref_model, reward, value_model, peft_config) -> SeparateRoles | OneBaseRoles:
+    """Who plays what: one base with `peft_config` and no model for reference or value, else as many as are given."""
+    from peft import PeftModel
+
+    if peft_config is not None and value_model is None and ref_model is None:
+        return OneBaseRoles(model, reward, peft_config)
+    if value_model is None:
+        raise ValueError("`value_model` is required unless peft_config lets it share the policy's base")
+    if isinstance(reward, (str, Path)):
+        raise ValueError("a reward adapter's folder needs peft_config and no value_model or ref_model")
+    if ref_model is None and not isinstance(model, PeftModel):
+        ref_model = deepcopy(model).eval()
+    return SeparateRoles(
+        model, ref_model, value_model, reward, args.ref_adapter_name, args.model_adapter_name or "default"
+    )

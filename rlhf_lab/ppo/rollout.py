@@ -1,16 +1,11 @@
-"""One batch of experience, and where its scores come from."""
+"""One batch of experience."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-
-from rlhf_lab.errors import UserError
-
-RewardFunction = Callable[..., list[float]]
 
 
 @dataclass
@@ -63,21 +58,3 @@ def align_right(x: Tensor, padding: Tensor) -> Tensor:
     """Each row of x, (B, W), turned to the right by its number of columns in `padding`, (B,): they come first."""
     width = x.shape[1]
     return x.gather(1, (torch.arange(width, device=x.device) - padding[:, None]) % width)
-
-
-def score_by_function(function: RewardFunction, prompts: list, completions: list, columns: dict) -> Tensor:
-    """Scores of a Python function of (prompts, completions, **columns), checked: one finite number a reply."""
-    name = getattr(function, "__name__", type(function).__name__)
-    try:
-        scores = function(prompts=prompts, completions=completions, **columns)
-    except Exception as error:
-        raise UserError(f"reward function raised {type(error).__name__}: {error}", where=name, fix="Mend it") from error
-    if not hasattr(scores, "__len__") or len(scores) != len(completions):
-        got = len(scores) if hasattr(scores, "__len__") else type(scores).__name__
-        raise UserError(
-            f"expected {len(completions)} scores, got {got}", where=name, fix="Return one number a completion"
-        )
-    for row, score in enumerate(scores):
-        if isinstance(score, (str, type(None))) or float(score) != float(score):
-            raise UserError(f"score {row} is {score!r}, not a number", where=name, fix="Return one number a completion")
-    return torch.tensor([float(score) for score in scores])

@@ -6,82 +6,13 @@ from dataclasses import fields
 import pytest
 import torch
 from datasets import Dataset
-from peft import LoraConfig
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+from small import PROMPTS, filled, tiny, trainer
+from transformers import LlamaForSequenceClassification
 
 from rlhf_lab.errors import UserError
 from rlhf_lab.ppo import PPOConfig, PPOTrainer
-from rlhf_lab.ppo.rollout import response_mask, score_by_function
-from rlhf_lab.profiles import DATA_DIR
-
-PROMPTS = [
-    "Hey, my kettle broke.",
-    "Where is my tent?",
-    "I was charged twice for the oven and I am angry.",
-    "Good morning, the sofa is late.",
-]
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return AutoTokenizer.from_pretrained(DATA_DIR / "tiny-llama")
-
-
-def tiny(tokenizer, cls=LlamaForCausalLM, seed=0, **extra):
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=128,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        **extra,
-    )
-    return cls(config)
-
-
-def trainer(tokenizer, folder, reward=None, model=None, **settings):
-    arguments = {
-        "output_dir": str(folder),
-        "use_cpu": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "report_to": "none",
-        "save_strategy": "no",
-        "disable_tqdm": True,
-        "per_device_train_batch_size": 4,
-        "gradient_accumulation_steps": 2,
-        "num_mini_batches": 2,
-        "num_ppo_epochs": 2,
-        "total_episodes": 16,
-        "response_length": 8,
-        "temperature": 1.0,
-        "learning_rate": 1e-2,
-        "logging_steps": 1,
-        "max_grad_norm": 0.0,
-    }
-    return PPOTrainer(
-        args=PPOConfig(**(arguments | settings)),
-        processing_class=tokenizer,
-        model=model or tiny(tokenizer),
-        reward_model=reward or (lambda prompts, completions, **_: [len(c[0]["content"]) / 10 for c in completions]),
-        train_dataset=Dataset.from_list([{"prompt": [{"role": "user", "content": p}]} for p in PROMPTS * 2]),
-        peft_config=LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"),
-    )
-
-
-def filled(t):
-    """A scored batch with advantages."""
-    t._start(None)
-    batch = t.rollout(t._next_rows())
-    t.score(batch)
-    t.compute_advantages(batch)
-    return batch
+from rlhf_lab.ppo.rollout import response_mask
+from rlhf_lab.rewards import score_by_function
 
 
 def test_config_has_trl_1_12s_fields_and_defaults():
@@ -243,7 +174,7 @@ def test_a_broken_checkpoint_is_refused(tokenizer, tmp_path):
     trainer(tokenizer, tmp_path, **settings).train()
     weights = tmp_path / "checkpoint-1" / "ppo_trained.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
-    with pytest.raises(UserError, match=r"checkpoint-1.*cannot be read"):
+    with pytest.raises(UserError, match=r"checkpoint-1: checkpoint ppo_trained.safetensors is damaged"):
         trainer(tokenizer, tmp_path, **settings).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
 
 
@@ -262,9 +193,12 @@ def test_separate_models_as_in_trl_1_12(tokenizer, tmp_path):
     )  # fmt: skip
     t.train()
     assert t.state.global_step == 2
-    assert {"objective/kl", "objective/scores", "policy/approxkl_avg", "val/ratio", "eps"} - set(
-        t.state.log_history[0]
-    ) <= {"eps"}
+    logged = {
+        "eps", "objective/kl", "objective/entropy", "objective/non_score_reward", "objective/rlhf_reward",
+        "objective/scores", "policy/approxkl_avg", "policy/clipfrac_avg", "loss/policy_avg", "loss/value_avg",
+        "val/clipfrac_avg", "policy/entropy_avg", "val/ratio", "val/ratio_var", "val/num_eos_tokens", "lr", "episode",
+    }  # fmt: skip
+    assert logged <= set(t.state.log_history[0])  # trl 1.12.0, PPOTrainer.train
 
 
 @pytest.mark.parametrize(
@@ -281,7 +215,7 @@ def test_separate_models_as_in_trl_1_12(tokenizer, tmp_path):
 def test_a_bad_reward_function_is_reported_by_name(function, said):
     function.__name__ = "politeness"
     with pytest.raises(UserError, match="politeness") as error:
-        score_by_function(function, ["a", "b"], ["c", "d"], {})
+        score_by_function(function, ["a", "b"], ["c", "d"])
     assert said in str(error.value)
 
 
