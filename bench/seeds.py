@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from rlhf_lab.evaluate import Interval
+from rlhf_lab.report import win_interval
 
 ROOT = Path(__file__).resolve().parent.parent
 SCOREBOARDS = ROOT / "docs" / "scoreboards"
@@ -28,15 +28,12 @@ def row(scoreboard: dict) -> str:
     """One line of the table. Win rates with 95 % intervals, lengths in tokens, KL in nats a reply."""
     reward, sft, ppo, dpo = (scoreboard[name] for name in ("reward", "sft", "ppo", "dpo"))
 
-    def wins(policy: dict) -> str:
-        return f"{Interval(policy['win_rate'], policy['win_rate_low'], policy['win_rate_high']):.3f}"
-
     cells = (
         scoreboard["seed"],
         *(f"{scoreboard[name]['gold']:.2f}" for name in ("base", "sft", "ppo", "dpo")),
         f"{reward['accuracy']:.3f} / {reward['oracle_accuracy']:.3f}",
-        wins(ppo),
-        wins(dpo),
+        f"{win_interval(ppo):.3f}",
+        f"{win_interval(dpo):.3f}",
         " / ".join(f"{policy['mean_length']:.1f}" for policy in (sft, ppo, dpo)),
         f"{ppo['kl']:.1f} / {dpo['kl']:.1f}",
     )

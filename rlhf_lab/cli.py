@@ -268,16 +268,14 @@ def _print_scoreboard(scoreboard: dict) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from rlhf_lab.evaluate import Interval
+    from rlhf_lab.report import win_interval
 
     table = Table(title=f"profile {scoreboard['profile']}, seed {scoreboard['seed']}")
     for column in ("model", "gold", "win rate against SFT", "KL (nats)", "mean length"):
         table.add_column(column, justify="right")
     for model in ("base", "sft", "ppo", "dpo"):
         row = scoreboard[model]
-        rate = ""
-        if "win_rate" in row:
-            rate = f"{Interval(row['win_rate'], row['win_rate_low'], row['win_rate_high']):.3f}"
+        rate = f"{win_interval(row):.3f}" if "win_rate" in row else ""
         kl = f"{row['kl']:.2f}" if "kl" in row else ""
         length = f"{row['mean_length']:.1f}" if "mean_length" in row else ""
         table.add_row(model, f"{row['gold']:.3f}", rate, kl, length)

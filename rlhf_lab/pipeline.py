@@ -26,6 +26,8 @@ from rlhf_lab.stages.common import RUNS_DIR, StageResult, cache_key, library_ver
 HELPDESK = DATA_DIR / "helpdesk"
 SAMPLES = 6
 MODELS = ("base", "sft", "ppo", "dpo")
+TOP_P = 0.9  # as in the generation configs of Llama 2 and 3, for every model alike
+KL_PROMPTS = 256
 
 
 @dataclass(frozen=True)
@@ -85,9 +87,12 @@ def _evaluate(profile: Profile, paths: dict[str, str | Path], seed: int, folder:
     reference = load_policy(paths["sft"], profile)
     for model_name in MODELS:
         model = reference if model_name == "sft" else load_policy(paths[model_name], profile)
-        replies[model_name], ids = answer(model, tokenizer, prompts, profile, seed, base=model_name == "base")
+        replies[model_name] = answer(model, tokenizer, prompts, profile, seed, base=model_name == "base")
         if model_name in ("ppo", "dpo"):
-            kl[model_name] = ev.sequence_kl(model, tokenizer, prompts, ids, reference, batch_size=64, description="KL")
+            # The KL is an expectation over the policy itself: over plain samples, not those of the nucleus.
+            asked = prompts[:KL_PROMPTS]
+            ids = sampled_ids(model, tokenizer, asked, profile, seed, description="KL samples")
+            kl[model_name] = ev.sequence_kl(model, tokenizer, asked, ids, reference, batch_size=64, description="KL")
     evaluation = compare_by_gold(prompts, replies, tokenizer) | {
         "kl": {m: ev.mean_interval(v).as_dict() for m, v in kl.items()}
     }
@@ -96,26 +101,32 @@ def _evaluate(profile: Profile, paths: dict[str, str | Path], seed: int, folder:
     return {}, []
 
 
-def answer(
-    model, tokenizer, prompts, profile: Profile, seed: int, base: bool = False
-) -> tuple[list[str], list[list[int]]]:
-    """(texts, token ids) of one reply a prompt, sampled at temperature 1: what the policy is, not its best side.
+def answer(model, tokenizer, prompts, profile: Profile, seed: int, base: bool = False) -> list[str]:
+    """One reply a prompt, sampled as one would deploy it: from the nucleus of TOP_P, at temperature 1.
 
     A base model that never saw the chat template is asked in the form of its own raw text.
     """
     as_log = base and profile.base_reads == "log"
     asked = [LOG_TEMPLATE.format(message=p[-1]["content"]) for p in prompts] if as_log else prompts
-    ids = ev.generate_ids(
+    ids = sampled_ids(model, tokenizer, asked, profile, seed, TOP_P, "answers")
+    texts = [tokenizer.decode(row, skip_special_tokens=True).strip() for row in ids]
+    return [only_reply(text) for text in texts] if as_log else texts
+
+
+def sampled_ids(
+    model, tokenizer, prompts, profile: Profile, seed: int, top_p: float = 1.0, description: str = ""
+) -> list[list[int]]:
+    """Token ids of one reply a prompt, at temperature 1."""
+    return ev.generate_ids(
         model,
         tokenizer,
-        asked,
+        prompts,
         max_new_tokens=profile.response_length,
+        top_p=top_p,
         batch_size=profile.generation_batch,
         seed=seed,
-        description="answers",
+        description=description,
     )
-    texts = [tokenizer.decode(row, skip_special_tokens=True).strip() for row in ids]
-    return [only_reply(text) for text in texts] if as_log else texts, ids
 
 
 def compare_by_gold(prompts: list, replies: dict[str, list[str]], tokenizer) -> dict:

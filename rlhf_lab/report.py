@@ -79,6 +79,11 @@ def validate_scoreboard(scoreboard: Mapping) -> None:
             raise ValueError(f"scoreboard.{model}.win_rate: {rate} is not within its interval [{low}, {high}]")
 
 
+def win_interval(policy: Mapping) -> Interval:
+    """The win rate of one of a scoreboard's policies."""
+    return Interval(*(policy[f"win_rate{end}"] for end in ("", "_low", "_high")))
+
+
 def write_scoreboard(path: Path, scoreboard: Mapping) -> Path:
     """Validate, then write as JSON in one move: a reader sees the old file or the new one, never half of it."""
     validate_scoreboard(scoreboard)
@@ -374,7 +379,7 @@ def _win_rates(scoreboard: Mapping, evaluation: Mapping) -> dict[str, Interval]:
     for model in ("ppo", "dpo"):
         entry = scoreboard.get(model) or {}
         if model not in found and {"win_rate", "win_rate_low", "win_rate_high"} <= entry.keys():
-            found[model] = Interval(entry["win_rate"], entry["win_rate_low"], entry["win_rate_high"])
+            found[model] = win_interval(entry)
     return {model: found[model] for model in _ordered(found)}
 
 

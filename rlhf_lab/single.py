@@ -241,7 +241,7 @@ def evaluate_model(
     else:
         prompts = [row["prompt"] for row in load_prompts(HELPDESK / "prompts.jsonl")]
         untouched = model is None
-        texts, _ = answer(policy, tokenizer, prompts, profile, seed, base=untouched)
+        texts = answer(policy, tokenizer, prompts, profile, seed, base=untouched)
         report = compare_by_gold(prompts, {"sft": texts}, tokenizer)
         report = {"gold": report["gold"]["sft"]} | report["attributes"]["sft"]
         _print_report(report, len(prompts))
@@ -272,7 +272,7 @@ def compare_models(
     for name in (model, baseline):
         path = model_path(profile, name)
         tokenizer = load_tokenizer(path)
-        texts, _ = answer(load_policy(path, profile), tokenizer, prompts, profile, seed)
+        texts = answer(load_policy(path, profile), tokenizer, prompts, profile, seed)
         if reward is None:
             from rlhf_lab.helpdesk.gold import gold_reward
 

@@ -14,16 +14,8 @@ import torch
 from torch import Tensor
 from transformers.trainer_utils import TrainOutput
 
+from rlhf_lab import losses
 from rlhf_lab.errors import UserError
-from rlhf_lab.losses import (
-    masked_mean,
-    ppo_policy_loss,
-    ppo_policy_stats,
-    ppo_value_loss,
-    ppo_value_stats,
-    token_entropy,
-    token_logps,
-)
 from rlhf_lab.ppo.config import PPOConfig
 from rlhf_lab.ppo.loop import PPOLoop
 from rlhf_lab.ppo.roles import assign_roles, disable_dropout
@@ -146,7 +138,7 @@ class PPOTrainer(PPOLoop):
             ids, attention_mask, n = batch.rows(index)
             with self.accelerator.autocast():
                 for known, logits in ((batch.logps, self.roles.logits), (batch.ref_logps, self.roles.reference_logits)):
-                    known[index, -n:] = token_logps(
+                    known[index, -n:] = losses.token_logps(
                         logits(ids, attention_mask, n + 1)[:, :-1] / temperature, ids[:, -n:]
                     )
                 batch.values[index, -n:] = self.roles.values(ids, attention_mask)[:, -n - 1 : -1].float()
@@ -154,10 +146,16 @@ class PPOTrainer(PPOLoop):
                     batch.scores[index] = self.roles.scores(ids, attention_mask).float()
         for known in (batch.logps, batch.ref_logps, batch.values):
             known.masked_fill_(~batch.mask, 0.0)
-        spoken = [isinstance(prompt, str) for prompt in batch.prompts]
+        self._add_function_scores(batch)
+        for row in (~torch.isfinite(batch.scores)).nonzero().flatten().tolist()[:1]:
+            raise self._stop(f"the score is {batch.scores[row].item()}", "Mend the reward", batch.prompts[row])
+        if self.args.missing_eos_penalty is not None:
+            batch.scores = batch.scores - self.args.missing_eos_penalty * (~batch.ended)
+
+    def _add_function_scores(self, batch: Rollout) -> None:
         completions = [
-            text if plain else [{"role": "assistant", "content": text}]
-            for text, plain in zip(batch.completions, spoken, strict=True)
+            text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+            for prompt, text in zip(batch.prompts, batch.completions, strict=True)
         ]
         ids = [row[mask].tolist() for row, mask in zip(batch.responses, batch.mask, strict=True)]
         for function in self.reward_functions:
@@ -166,11 +164,7 @@ class PPOTrainer(PPOLoop):
                 scores = score_by_function(function, batch.prompts, completions, **known)
             except UserError as error:
                 raise self._stop(f"{error.where}: {error.what}", error.fix) from error
-            batch.scores += torch.tensor(scores, device=device)
-        for row in (~torch.isfinite(batch.scores)).nonzero().flatten().tolist()[:1]:
-            raise self._stop(f"the score is {batch.scores[row].item()}", "Mend the reward", batch.prompts[row])
-        if self.args.missing_eos_penalty is not None:
-            batch.scores = batch.scores - self.args.missing_eos_penalty * (~batch.ended)
+            batch.scores += torch.tensor(scores, device=batch.scores.device)
 
     @torch.no_grad()
     def compute_advantages(self, batch: Rollout) -> None:
@@ -225,17 +219,17 @@ class PPOTrainer(PPOLoop):
         mask, old_logps, advantages = (x[micro, -n:] for x in (batch.mask, batch.logps, batch.advantages))
         with self.accelerator.autocast():
             logits = self.roles.logits(ids, attention_mask, n + 1)[:, :-1] / args.temperature
-        logps = token_logps(logits, ids[:, -n:])
-        loss = total = ppo_policy_loss(logps, old_logps, advantages, mask, args.cliprange)
+        logps = losses.token_logps(logits, ids[:, -n:])
+        loss = total = losses.ppo_policy_loss(logps, old_logps, advantages, mask, args.cliprange)
         if args.kl_in_loss:
             kl = kl_estimate(logps, batch.ref_logps[micro, -n:], args.kl_estimator)
-            total = total + self.kl_controller.value * masked_mean(kl, mask)
+            total = total + self.kl_controller.value * losses.masked_mean(kl, mask)
         with torch.set_grad_enabled(args.entropy_coef != 0):
-            entropy = masked_mean(token_entropy(logits), mask)
+            entropy = losses.masked_mean(losses.token_entropy(logits), mask)
         if args.entropy_coef:
             total = total - args.entropy_coef * entropy
         self.accelerator.backward(total * share)
-        watched = ppo_policy_stats(logps.detach(), old_logps, advantages, mask, args.cliprange)
+        watched = losses.ppo_policy_stats(logps.detach(), old_logps, advantages, mask, args.cliprange)
         return {
             "loss/policy_avg": loss,
             "policy/approxkl_avg": watched["approxkl"],
@@ -252,9 +246,9 @@ class PPOTrainer(PPOLoop):
         with self.roles.value_pass():
             with self.accelerator.autocast():
                 values = self.roles.values(ids, attention_mask)[:, -n - 1 : -1].float()
-            loss = ppo_value_loss(values, old_values, returns, mask, args.cliprange_value)
+            loss = losses.ppo_value_loss(values, old_values, returns, mask, args.cliprange_value)
             self.accelerator.backward(args.vf_coef * loss * share)
-        watched = ppo_value_stats(values.detach(), old_values, returns, mask, args.cliprange_value)
+        watched = losses.ppo_value_stats(values.detach(), old_values, returns, mask, args.cliprange_value)
         return {"loss/value_avg": loss, "val/clipfrac_avg": watched["clipfrac"]}
 
     @torch.no_grad()
@@ -262,7 +256,7 @@ class PPOTrainer(PPOLoop):
         """The prompt of the minibatch whose log-probs or values are not finite, or none."""
         for row in minibatch:
             ids, attention_mask, n = batch.rows(row[None])
-            logps = token_logps(self.roles.logits(ids, attention_mask, n + 1)[:, :-1], ids[:, -n:])
+            logps = losses.token_logps(self.roles.logits(ids, attention_mask, n + 1)[:, :-1], ids[:, -n:])
             known = (logps, self.roles.values(ids, attention_mask), batch.advantages[row], batch.returns[row])
             if not all(torch.isfinite(x).all() for x in known):
                 return [batch.prompts[row]]

@@ -1,9 +1,13 @@
-"""Two trainer callbacks: a quiet progress bar, and a stop that leaves a checkpoint."""
+"""Three trainer callbacks: a quiet progress bar, a stop that leaves a checkpoint, and the seal on a whole one."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
+
+from rlhf_lab.checkpoints import seal
 
 # What a person watches, in order of preference, by the name it has in a trainer's log.
 SHOWN = ("loss", "objective/scores", "objective/kl", "rewards/accuracies", "accuracy")
@@ -50,3 +54,12 @@ class StopOnRequest(TrainerCallback):
             control.should_save = True
             control.should_training_stop = True
         return control
+
+
+class SealCheckpoints(TrainerCallback):
+    """Seals each checkpoint once it is written, so that a half-written one is known as such."""
+
+    def on_save(self, args, state, control, **kwargs):
+        """Seal the one just written."""
+        if state.is_world_process_zero:
+            seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from rlhf_lab.checkpoints import last_good
 from rlhf_lab.checks import check_disk, check_lengths, check_model_dir
 from rlhf_lab.data import by_length, check_tokens
 from rlhf_lab.errors import UserError
@@ -309,27 +310,27 @@ def _ctrl_c(on_first: Callable[[], None]) -> Iterator[None]:
 def run_trainer(trainer, description: str) -> list[dict]:
     """Train with one progress bar that shows the time left; returns the trainer's log.
 
-    Goes on from a checkpoint in the trainer's output folder if there is one. Ctrl-C ends the step under way, writes a
-    checkpoint and raises InterruptedTraining.
+    Goes on from the last whole checkpoint in the trainer's output folder if there is one. Ctrl-C ends the step under
+    way, writes a checkpoint and raises InterruptedTraining.
     """
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
-    from transformers.trainer_utils import get_last_checkpoint
 
-    from rlhf_lab.stages.callbacks import StageProgress, StopOnRequest
+    from rlhf_lab.stages.callbacks import SealCheckpoints, StageProgress, StopOnRequest
 
     stop = StopOnRequest()
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)
     trainer.add_callback(StageProgress(description))
     trainer.add_callback(stop)
+    trainer.add_callback(SealCheckpoints())
 
     def ask_to_stop() -> None:
         stop.requested = True
         print("\nStopping after this step ... (Ctrl-C again to stop at once)", file=sys.stderr)
 
-    last = get_last_checkpoint(trainer.args.output_dir) if os.path.isdir(trainer.args.output_dir) else None
+    last = last_good(trainer.args.output_dir)
     with _ctrl_c(ask_to_stop):
-        trainer.train(resume_from_checkpoint=last)
+        trainer.train(resume_from_checkpoint=None if last is None else str(last))
     if stop.requested and trainer.state.global_step < trainer.state.max_steps:
         raise InterruptedTraining(
             f"{description} stopped at step {trainer.state.global_step} of {trainer.state.max_steps}. "
