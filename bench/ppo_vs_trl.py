@@ -83,7 +83,7 @@ def models(case: str) -> tuple[str, str]:
     return str(sft_model), str(judge)
 
 
-def prompts(tokenizer, seed: int) -> list:
+def prompts(seed: int) -> list:
     """The same conversations for both engines, in the same order of rows."""
     from rlhf_lab.data import load_prompts
     from rlhf_lab.pipeline import HELPDESK
@@ -93,32 +93,38 @@ def prompts(tokenizer, seed: int) -> list:
     return [row["prompt"] for row in rows[start : start + 1000]]
 
 
-def build(engine: str, case: str, seed: int, policy_path: str, judge_path: str, output: str):
-    """The trainer of one engine."""
+def build(
+    engine: str, case: str, seed: int, policy_path: str, judge_path: str, output: str, settings=None, gold: bool = False
+):
+    """The trainer of one engine; with `gold` the reward is the gold reward and not the reward model."""
     import torch
     from datasets import Dataset
 
+    from rlhf_lab.helpdesk.gold import gold_reward
     from rlhf_lab.models import load_policy, load_reward_model, load_tokenizer, lora_config
     from rlhf_lab.profiles import get_profile
 
     profile = get_profile(case)
     tokenizer = load_tokenizer(policy_path)
-    conversations = prompts(tokenizer, seed)
-    settings = COMMON | CASES[case]
+    conversations = prompts(seed)
+    settings = COMMON | CASES[case] | (settings or {})
     settings |= {"output_dir": output, "seed": seed, "use_cpu": True, "bf16": False, "report_to": "none"}
     settings |= {"save_strategy": "no", "disable_tqdm": True, "logging_steps": 1, "num_sample_generations": 0}
     policy = load_policy(policy_path, profile)
     if engine == "ours":
         from rlhf_lab.ppo import PPOConfig, PPOTrainer
 
-        def length(prompts, completions, **_):  # SmolLM2 has no reward adapter: any reward costs the same
+        def length(prompts, completions):  # SmolLM2 has no reward adapter here: any reward costs the same
             return [len(reply[0]["content"]) / 100 for reply in completions]
+
+        def gold_of(prompts, completions):
+            return [gold_reward(p[-1]["content"], c[0]["content"]) for p, c in zip(prompts, completions, strict=True)]
 
         return PPOTrainer(
             args=PPOConfig(**settings),
             processing_class=tokenizer,
             model=policy,
-            reward_model=judge_path or length,
+            reward_model=gold_of if gold else judge_path or length,
             train_dataset=Dataset.from_list([{"prompt": prompt} for prompt in conversations]),
             peft_config=lora_config(profile, "CAUSAL_LM"),
         )
@@ -132,6 +138,27 @@ def build(engine: str, case: str, seed: int, policy_path: str, judge_path: str, 
             return load_reward_model(judge_path, profile)
         torch.manual_seed(0)
         return AutoModelForSequenceClassification.from_pretrained(policy_path, num_labels=1, dtype=torch.float32)
+
+    class GoldModule(torch.nn.Module):
+        """The gold reward in the shape that TRL asks of a reward model: a backbone and a score of its states."""
+
+        base_model_prefix = "backbone"
+
+        def __init__(self, tokenizer) -> None:
+            super().__init__()
+            self.tokenizer = tokenizer
+
+        def backbone(self, input_ids, **_):
+            return type("Output", (), {"hidden_states": [input_ids[..., None].float()]})
+
+        def score(self, states):
+            texts = self.tokenizer.batch_decode(states[..., 0].long())
+            parts = [text.split("<|end_header_id|>") for text in texts]
+            pairs = [
+                (part[-2].split("<|eot_id|>")[0].strip(), part[-1].split("<|eot_id|>")[0].strip()) for part in parts
+            ]
+            gold = torch.tensor([gold_reward(message, reply) for message, reply in pairs])
+            return gold[:, None, None].expand(-1, states.shape[1], 1)
 
     value = inject_adapter_in_model(
         LoraConfig(r=profile.lora_r, lora_alpha=profile.lora_alpha, target_modules=list(profile.lora_targets)),
@@ -147,7 +174,7 @@ def build(engine: str, case: str, seed: int, policy_path: str, judge_path: str, 
         processing_class=tokenizer,
         model=policy,
         ref_model=None,
-        reward_model=classifier(),
+        reward_model=GoldModule(tokenizer) if gold else classifier(),
         value_model=value,
         train_dataset=Dataset.from_list([{"input_ids": row} for row in ids]),
         peft_config=lora_config(profile, "CAUSAL_LM"),
@@ -255,6 +282,29 @@ def compare(case: str) -> dict:
     result["memory_ratio"] = result["ours"]["peak_mb"] / result["trl"]["peak_mb"]
     result["overhead"] = statistics.median(run["overhead"] for run in runs["ours"])
     return result
+
+
+def table(results: dict) -> str:
+    """The README's table in Markdown: a row a model."""
+    lines = [
+        "| model | episodes a second: TRL 1.12, ours | ratio (each seed) | peak MB: TRL 1.12, ours | ratio "
+        "| last score: TRL 1.12, ours | update / passes |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for case, r in results.items():
+        trl, ours = r["trl"], r["ours"]
+        each = ", ".join(f"{ratio:.2f}" for ratio in r["speed_ratio"]["each"])
+        cells = (
+            case,
+            f"{trl['episodes_per_second']:.2f}, {ours['episodes_per_second']:.2f}",
+            f"{r['speed_ratio']['value']:.2f} ({each})",
+            f"{trl['peak_mb']:.0f}, {ours['peak_mb']:.0f}",
+            f"{r['memory_ratio']:.2f}",
+            f"{trl['score_curve'][-1]:.2f}, {ours['score_curve'][-1]:.2f}",
+            f"{r['overhead']:.3f}",
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def show(case: str, result: dict) -> None:

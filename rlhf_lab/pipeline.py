@@ -26,7 +26,7 @@ from rlhf_lab.stages.common import RUNS_DIR, StageResult, cache_key, library_ver
 HELPDESK = DATA_DIR / "helpdesk"
 SAMPLES = 6
 MODELS = ("base", "sft", "ppo", "dpo")
-TOP_P = 0.9  # as in the generation configs of Llama 2 and 3, for every model alike
+TOP_P = 0.95  # as Holtzman et al. (arXiv 1904.09751) sample, for every model alike
 KL_PROMPTS = 256
 
 

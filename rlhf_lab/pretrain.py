@@ -56,7 +56,7 @@ class PretrainConfig:
     num_hidden_layers: int = 5
     num_attention_heads: int = 6
     max_position_embeddings: int = 512
-    max_steps: int = 2800
+    max_steps: int = 2600
     per_device_train_batch_size: int = 32
     learning_rate: float = 4e-3  # of embeddings and norms
     matrix_learning_rate: float = 0.02  # of everything else, by Muon

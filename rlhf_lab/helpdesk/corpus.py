@@ -83,7 +83,7 @@ TRAINEE = Agent(
     jargon=0.15, unsafe=0.08, closes=0.3,
 )  # fmt: skip
 # How the logs divide between agents, and what share of them a supervisor marks.
-LOG_AGENTS = ((GOOD_AGENT, 0.39), (AVERAGE_AGENT, 0.13), (BAD_AGENT, 0.23), (TRAINEE, 0.25))
+LOG_AGENTS = ((GOOD_AGENT, 0.42), (AVERAGE_AGENT, 0.13), (BAD_AGENT, 0.20), (TRAINEE, 0.25))
 MARKED = 0.6
 # Percent of catalogue, forum, packing lists, exercises and logs, at the beginning of the text and at its end.
 FIRST = (2, 10, 14, 44, 30)

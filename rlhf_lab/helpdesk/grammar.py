@@ -66,8 +66,8 @@ GOOD_AGENT = Agent(
 )  # fmt: skip
 # Decent: answers in form, usually helps, often forgets something. SFT learns from this one, and gets no better.
 DECENT_AGENT = Agent(
-    greets=0.8, right_register=0.8, empathy=0.47, right_mood=0.8, fixes=0.9, right_item=0.97, suits_issue=0.82,
-    next_step=0.42, refuses=0.6, wishes=0.42, right_wish=0.88, filler=0.45, second_filler=0.2, blame=0.04,
+    greets=0.8, right_register=0.8, empathy=0.55, right_mood=0.8, fixes=0.9, right_item=0.97, suits_issue=0.82,
+    next_step=0.5, refuses=0.6, wishes=0.5, right_wish=0.88, filler=0.45, second_filler=0.2, blame=0.04,
     jargon=0.14, unsafe=0.02, closes=0.6,
 )  # fmt: skip
 AVERAGE_AGENT = Agent(

@@ -1,0 +1,143 @@
+"""How much of what is possible PPO reaches: gold itself as the reward, our engine and TRL 1.12's, on the tiny Llama.
+
+    python bench/ppo_quality.py [--coefficients 0.5 0.3] [--seeds 0 1 2] [--episodes 896]
+
+No policy at a given KL from SFT has more gold than the frontier there, which is estimated from replies sampled from SFT
+(self-normalised importance weights, rlhf_lab.exact.snis_frontier). A run's share is its gain over SFT divided by the
+frontier's at the run's own KL, both on the same held-out prompts. Kept in docs/ppo_quality.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from ppo_vs_trl import ENGINES, ROOT, build, models
+
+RESULTS = ROOT / "docs" / "ppo_quality.json"
+PROMPTS, SAMPLES, REPLIES = 48, 256, 8  # prompts; replies a prompt from SFT for the frontier, and from each policy
+BETAS = (4, 3, 2, 1.5, 1.2, 1, 0.8, 0.6, 0.5, 0.4)
+SETTINGS = {
+    "num_mini_batches": 2,
+    "num_ppo_epochs": 2,
+    "per_device_train_batch_size": 32,
+    "gradient_accumulation_steps": 2,
+    "response_length": 72,
+    "learning_rate": 3e-3,
+    "lr_scheduler_type": "cosine",
+}
+
+
+def held_out() -> list:
+    """The first held-out prompts."""
+    from rlhf_lab.data import load_prompts
+    from rlhf_lab.pipeline import HELPDESK
+
+    return [row["prompt"] for row in load_prompts(HELPDESK / "prompts.jsonl")][:PROMPTS]
+
+
+def answers(policy, tokenizer, replies: int, seed: int) -> tuple[list, list, np.ndarray]:
+    """(prompts, token ids, gold) of so many replies to each held-out prompt, at temperature 1."""
+    from rlhf_lab.evaluate import generate_ids
+    from rlhf_lab.helpdesk.gold import gold_reward
+
+    prompts = [prompt for prompt in held_out() for _ in range(replies)]
+    ids = generate_ids(policy, tokenizer, prompts, max_new_tokens=72, batch_size=128, seed=seed, progress=False)
+    texts = [tokenizer.decode(row, skip_special_tokens=True).strip() for row in ids]
+    gold = [gold_reward(p[-1]["content"], text) for p, text in zip(prompts, texts, strict=True)]
+    return prompts, ids, np.array(gold)
+
+
+def work(engine: str, coefficient: float, seed: int, episodes: int, policy_path: str) -> dict:
+    """One run in this process: train on gold, then gold and KL on the held-out prompts."""
+    from rlhf_lab.evaluate import sequence_kl
+    from rlhf_lab.models import load_policy, load_reward_model, load_tokenizer  # noqa: F401
+    from rlhf_lab.profiles import get_profile
+
+    settings = SETTINGS | {"kl_coef": coefficient, "total_episodes": episodes}
+    _, judge = models("tiny")
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = build(engine, "tiny", seed, policy_path, judge, folder, settings, gold=True)
+        trainer.train()
+    policy = trainer.model if engine == "ours" else trainer.model.policy
+    tokenizer, reference = load_tokenizer(policy_path), load_policy(policy_path, get_profile("tiny"))
+    prompts, ids, gold = answers(policy, tokenizer, REPLIES, seed=1)
+    kl = sequence_kl(policy, tokenizer, prompts, ids, reference, batch_size=64, progress=False)
+    return {"engine": engine, "kl_coef": coefficient, "seed": seed, "gold": gold.mean(), "kl": float(np.mean(kl))}
+
+
+def frontier(policy_path: str) -> dict:
+    """SFT's own gold, and the frontier above it."""
+    from rlhf_lab.exact import snis_frontier
+    from rlhf_lab.models import load_policy, load_tokenizer
+    from rlhf_lab.profiles import get_profile
+
+    tokenizer, reference = load_tokenizer(policy_path), load_policy(policy_path, get_profile("tiny"))
+    _, _, gold = answers(reference, tokenizer, SAMPLES, seed=0)
+    points = snis_frontier(gold.reshape(PROMPTS, SAMPLES), BETAS, min_effective_samples=10)
+    return {"sft": gold.mean(), "points": [dict(zip(points.dtype.names, map(float, p), strict=True)) for p in points]}
+
+
+def share(run: dict, front: dict) -> tuple[float, float, float]:
+    """Of the frontier's gain at the run's KL: with the frontier's value, its upper and its lower bound."""
+    kls = [0.0] + [p["kl"] for p in front["points"]]
+    gain = run["gold"] - front["sft"]
+    at = [np.interp(run["kl"], kls, [front["sft"]] + [p[name] for p in front["points"]])
+          for name in ("reward", "reward_high", "reward_low")]  # fmt: skip
+    return tuple(gain / (value - front["sft"]) for value in at)
+
+
+def show(result: dict) -> None:
+    """Print every run, and the medians."""
+    front = result["frontier"]
+    print(f"SFT's gold {front['sft']:.2f}; frontier (KL, gold, effective samples):")
+    print("  " + "  ".join(f"{p['kl']:.2f} {p['reward']:.2f} {p['effective_samples']:.0f}" for p in front["points"]))
+    last = front["points"][-1]["kl"]
+    for coefficient in sorted({run["kl_coef"] for run in result["runs"]}):
+        for engine in ENGINES:
+            runs = [r for r in result["runs"] if (r["engine"], r["kl_coef"]) == (engine, coefficient)]
+            each = ", ".join(
+                f"{share(r, front)[0]:.2f} at {r['kl']:.2f} nats" + (" (beyond the estimate)" if r["kl"] > last else "")
+                for r in runs
+            )
+            if runs:
+                median = np.median([share(r, front)[0] for r in runs])
+                print(f"  kl_coef {coefficient:g}, {engine}: share {median:.2f} ({each})")
+
+
+def main() -> None:
+    """Run what is asked for and is not kept yet."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--coefficients", nargs="*", type=float, default=[0.5, 0.3])
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--episodes", type=int, default=896)
+    parser.add_argument("--work", nargs=6, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.work:
+        engine, coefficient, seed, episodes, policy, record = arguments.work
+        Path(record).write_text(json.dumps(work(engine, float(coefficient), int(seed), int(episodes), policy)))
+        return
+    policy, _ = models("tiny")
+    result = {"episodes": arguments.episodes, "frontier": frontier(policy), "runs": []}
+    for coefficient in arguments.coefficients:
+        for seed in arguments.seeds:
+            for engine in ENGINES:
+                print(f"kl_coef {coefficient:g}, seed {seed}: {engine} ...", flush=True)
+                with tempfile.TemporaryDirectory() as folder:
+                    record = Path(folder) / "record.json"
+                    command = [engine, coefficient, seed, arguments.episodes, policy, record]
+                    subprocess.run(
+                        [sys.executable, __file__, "--work", *map(str, command)], check=True, stdout=subprocess.DEVNULL
+                    )
+                    result["runs"].append(json.loads(record.read_text()))
+                RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+    show(result)
+
+
+if __name__ == "__main__":
+    main()
