@@ -13,7 +13,7 @@ SETTINGS = {
     "sft": FEW,
     "reward": FEW,
     "dpo": FEW,
-    "ppo": {"total_episodes": 16, "per_device_train_batch_size": 8, "response_length": 12, "logging_steps": 1},
+    "ppo": {"total_episodes": 16, "gradient_accumulation_steps": 1, "response_length": 12, "logging_steps": 1},
 }
 
 

@@ -74,7 +74,9 @@ class PPOLoop(Trainer):
         self.state.is_local_process_zero = self.is_local_process_zero()
         self.state.compute_steps(args, args.num_total_batches)
         if args.gradient_checkpointing:
-            self.model.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs)
+            old = "gradient_checkpointing_enable"  # its name in older transformers
+            enable = getattr(self.model, "activation_checkpointing_enable", None) or getattr(self.model, old)
+            enable(args.gradient_checkpointing_kwargs)
         self.create_optimizer_and_scheduler(num_training_steps=args.num_total_batches)
         self.optimizer = self.accelerator.prepare_optimizer(self.optimizer)
         self.callback_handler.optimizer, self.callback_handler.lr_scheduler = self.optimizer, self.lr_scheduler

@@ -28,7 +28,7 @@ POINTS = {
     "score": ("trainer", "score", 3, "before"),
     "advantages": ("trainer", "compute_advantages", 2, "after"),
     "backward": ("trainer", "_value_loss", 7, "after"),
-    "optimizer": ("optimizer", "step", 6, "after"),
+    "optimizer": ("trainer", "_minibatch_step", 6, "after"),
     "save, first file": (loop, "save_file", 3, "after"),
     "save, model": ("trainer", "save_model", 2, "after"),
     "save, optimizer": ("trainer", "_save_optimizer_and_scheduler", 3, "after"),
@@ -40,9 +40,7 @@ POINTS = {
 
 def die_at(t, point):
     owner, name, nth, when = POINTS[point]
-    if owner == "optimizer":
-        t.create_optimizer()
-    owner = {"trainer": t, "optimizer": t.optimizer}.get(owner, owner) if isinstance(owner, str) else owner
+    owner = t if owner == "trainer" else owner
     function, calls = getattr(owner, name), [0]
 
     def wrapped(*args, **kwargs):

@@ -127,7 +127,7 @@ def test_batches_hold_rows_whose_longer_reply_is_as_long(folder):
 def test_dpo_and_ppo_save_adapters_that_change_the_policy(folder, sft_model, reward_model):
     rows = load_preferences(HELPDESK / "preferences_test.jsonl")[:32]
     by_dpo = dpo.run(TINY, rows, {"model": sft_model.path}, folder / "dpo", settings=FEW)
-    few_episodes = {"total_episodes": 32, "per_device_train_batch_size": 16, "response_length": 16}
+    few_episodes = {"total_episodes": 32, "gradient_accumulation_steps": 2, "response_length": 16}
     inputs = {"model": sft_model.path, "reward": reward_model.path}
     by_ppo = ppo.run(TINY, [{"prompt": row["prompt"]} for row in rows], inputs, folder / "ppo", settings=few_episodes)
     tokenizer = load_tokenizer(sft_model.path)
@@ -161,7 +161,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_goes_on(stage, folder, 
         return step_end(self, args, state, control, **kwargs)
 
     inputs = {"model": BASE} if stage == "sft" else {"model": sft_model.path, "reward": reward_model.path}
-    settings = FEW if stage == "sft" else {"total_episodes": 24, "per_device_train_batch_size": 8, "response_length": 8}
+    settings = FEW if stage == "sft" else {"total_episodes": 24, "gradient_accumulation_steps": 1, "response_length": 8}
     data = HELPDESK / ("sft.jsonl" if stage == "sft" else "prompts.jsonl")
     run = {"sft": sft, "ppo": ppo}[stage].run
     output = folder / f"interrupted-{stage}"
