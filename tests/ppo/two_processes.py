@@ -38,6 +38,9 @@ def main():
     t._finish_step(batch, stats)
     if t.is_world_process_zero():
         save_file({n: p.detach().contiguous() for n, p in t._trained().items()}, sys.argv[1])
+    # The first to leave would cut the other's connection.
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
