@@ -42,6 +42,5 @@ notebooks: $(STAMP)
 	@$(BIN)/python -m rlhf_lab.lessons
 
 bench: $(STAMP)
-	@echo "Timing the chain, then our PPO beside TRL 1.12's; leave the machine alone meanwhile."
+	@echo "Timing the chain; leave the machine alone meanwhile."
 	@$(BIN)/python bench/chain.py
-	@$(BIN)/python bench/ppo_vs_trl.py
