@@ -29,8 +29,7 @@ def main() -> None:
         gold = {}
         for name, path in paths.items():
             tokenizer = load_tokenizer(path)
-            ids = pipeline.sampled_ids(load_policy(path, TINY), tokenizer, prompts, TINY, seed)
-            texts = [tokenizer.decode(row, skip_special_tokens=True).strip() for row in ids]
+            texts = pipeline.answer(load_policy(path, TINY), tokenizer, prompts, TINY, seed, top_p=1.0)
             gold[name] = [gold_reward(p[-1]["content"], text) for p, text in zip(prompts, texts, strict=True)]
         rates = ", ".join(f"{name.upper()} {ev.win_rate(gold[name], gold['sft']):.3f}" for name in ("ppo", "dpo"))
         print(f"seed {seed}: {rates}", flush=True)

@@ -56,7 +56,7 @@ def answers(policy, tokenizer, replies: int, seed: int) -> tuple[list, list, np.
 def work(engine: str, coefficient: float, seed: int, episodes: int, policy_path: str) -> dict:
     """One run in this process: train on gold, then gold and KL on the held-out prompts."""
     from rlhf_lab.evaluate import sequence_kl
-    from rlhf_lab.models import load_policy, load_reward_model, load_tokenizer  # noqa: F401
+    from rlhf_lab.models import load_policy, load_tokenizer
     from rlhf_lab.profiles import get_profile
 
     settings = SETTINGS | {"kl_coef": coefficient, "total_episodes": episodes}
@@ -83,13 +83,12 @@ def frontier(policy_path: str) -> dict:
     return {"sft": gold.mean(), "points": [dict(zip(points.dtype.names, map(float, p), strict=True)) for p in points]}
 
 
-def share(run: dict, front: dict) -> tuple[float, float, float]:
-    """Of the frontier's gain at the run's KL: with the frontier's value, its upper and its lower bound."""
-    kls = [0.0] + [p["kl"] for p in front["points"]]
-    gain = run["gold"] - front["sft"]
-    at = [np.interp(run["kl"], kls, [front["sft"]] + [p[name] for p in front["points"]])
-          for name in ("reward", "reward_high", "reward_low")]  # fmt: skip
-    return tuple(gain / (value - front["sft"]) for value in at)
+def share(run: dict, front: dict) -> float:
+    """Of the frontier's gain over SFT at the run's KL."""
+    kls, golds = (
+        [start] + [p[name] for p in front["points"]] for start, name in ((0.0, "kl"), (front["sft"], "reward"))
+    )
+    return (run["gold"] - front["sft"]) / (np.interp(run["kl"], kls, golds) - front["sft"])
 
 
 def show(result: dict) -> None:
@@ -102,16 +101,16 @@ def show(result: dict) -> None:
         for engine in ENGINES:
             runs = [r for r in result["runs"] if (r["engine"], r["kl_coef"]) == (engine, coefficient)]
             each = ", ".join(
-                f"{share(r, front)[0]:.2f} at {r['kl']:.2f} nats" + (" (beyond the estimate)" if r["kl"] > last else "")
+                f"{share(r, front):.2f} at {r['kl']:.2f} nats" + (" (beyond the estimate)" if r["kl"] > last else "")
                 for r in runs
             )
             if runs:
-                median = np.median([share(r, front)[0] for r in runs])
+                median = np.median([share(r, front) for r in runs])
                 print(f"  kl_coef {coefficient:g}, {engine}: share {median:.2f} ({each})")
 
 
 def main() -> None:
-    """Run what is asked for and is not kept yet."""
+    """Run what is asked for, and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--coefficients", nargs="*", type=float, default=[0.5, 0.3])
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])

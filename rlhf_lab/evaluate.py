@@ -257,9 +257,7 @@ def generate_ids(
     description: str = "",
 ) -> list[list[int]]:
     """`generate`, but the sampled token ids, the EOS included where there is one: what `sequence_kl` reads exactly."""
-    import torch
-
-    from rlhf_lab.sampling import sample
+    from rlhf_lab.sampling import pad_left, sample
 
     if max_new_tokens < 1 or batch_size < 1 or temperature < 0 or not 0 < top_p <= 1:
         raise ValueError("need max_new_tokens >= 1, batch_size >= 1, temperature >= 0 and 0 < top_p <= 1")
@@ -269,12 +267,7 @@ def generate_ids(
     completions: list[list[int]] = [[] for _ in encoded]
     with _inference(model), _seeded(model, seed):
         for batch in _by_length(encoded, batch_size, progress, description or "generate"):
-            width = max(len(encoded[i]) for i in batch)
-            input_ids = torch.full((len(batch), width), pad)
-            attention_mask = torch.zeros_like(input_ids)
-            for row, i in enumerate(batch):  # left padding: every row must end where its reply begins
-                input_ids[row, width - len(encoded[i]) :] = torch.tensor(encoded[i])
-                attention_mask[row, width - len(encoded[i]) :] = 1
+            input_ids, attention_mask = pad_left([encoded[i] for i in batch], pad)
             replies = sample(
                 model,
                 input_ids.to(model.device),

@@ -101,14 +101,16 @@ def _evaluate(profile: Profile, paths: dict[str, str | Path], seed: int, folder:
     return {}, []
 
 
-def answer(model, tokenizer, prompts, profile: Profile, seed: int, base: bool = False) -> list[str]:
-    """One reply a prompt, sampled as one would deploy it: from the nucleus of TOP_P, at temperature 1.
+def answer(
+    model, tokenizer, prompts, profile: Profile, seed: int, base: bool = False, top_p: float = TOP_P
+) -> list[str]:
+    """One reply a prompt, at temperature 1, from the nucleus of `top_p`: by default as one would deploy the model.
 
     A base model that never saw the chat template is asked in the form of its own raw text.
     """
     as_log = base and profile.base_reads == "log"
     asked = [LOG_TEMPLATE.format(message=p[-1]["content"]) for p in prompts] if as_log else prompts
-    ids = sampled_ids(model, tokenizer, asked, profile, seed, TOP_P, "answers")
+    ids = sampled_ids(model, tokenizer, asked, profile, seed, top_p, "answers")
     texts = [tokenizer.decode(row, skip_special_tokens=True).strip() for row in ids]
     return [only_reply(text) for text in texts] if as_log else texts
 

@@ -28,8 +28,8 @@ def score_by_function(function: RewardFunction, prompts: list, completions: list
     except Exception as error:
         raise UserError(f"reward function raised {type(error).__name__}: {error}", where=name, fix="Mend it") from error
     fix = "Return one number a completion"
-    if not hasattr(scores, "__len__") or isinstance(scores, str) or len(scores) != len(completions):
-        sized = hasattr(scores, "__len__") and not isinstance(scores, str)
+    sized = hasattr(scores, "__len__") and not isinstance(scores, str)
+    if not sized or len(scores) != len(completions):
         got = len(scores) if sized else type(scores).__name__
         raise UserError(f"expected {len(completions)} scores, got {got}", where=name, fix=fix)
     for row, score in enumerate(scores):

@@ -7,7 +7,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
-from rlhf_lab.checkpoints import seal
+from rlhf_lab.checkpoints import SEAL, seal
 
 # What a person watches, in order of preference, by the name it has in a trainer's log.
 SHOWN = ("loss", "objective/scores", "objective/kl", "rewards/accuracies", "accuracy")
@@ -60,6 +60,7 @@ class SealCheckpoints(TrainerCallback):
     """Seals each checkpoint once it is written, so that a half-written one is known as such."""
 
     def on_save(self, args, state, control, **kwargs):
-        """Seal the one just written."""
-        if state.is_world_process_zero:
-            seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+        """Seal the one just written, unless its trainer has (PPOTrainer does)."""
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if state.is_world_process_zero and not (folder / SEAL).is_file():
+            seal(folder)
