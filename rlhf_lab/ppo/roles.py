@@ -152,7 +152,7 @@ class OneBaseRoles(nn.Module):
             hidden = _hidden_states(self.policy.get_base_model(), input_ids, attention_mask)
         hidden = hidden if pick is None else pick(hidden, attention_mask)
         with torch.autocast(hidden.device.type, enabled=False):
-            return head(hidden.float()).squeeze(-1)
+            return nn.functional.linear(hidden.float(), head.weight.float()).squeeze(-1)
 
     def logits(self, input_ids: Tensor, attention_mask: Tensor, n_last: int) -> Tensor:
         """The policy's logits at the last `n_last` positions: (batch, n_last, vocab)."""
@@ -206,6 +206,5 @@ def assign_roles(args, model, ref_model, reward, value_model, peft_config) -> Se
         raise ValueError("a reward adapter's folder needs peft_config and no value_model or ref_model")
     if ref_model is None and not isinstance(model, PeftModel):
         ref_model = deepcopy(model).eval()
-    return SeparateRoles(
-        model, ref_model, value_model, reward, args.ref_adapter_name, args.model_adapter_name or "default"
-    )
+    adapter = args.model_adapter_name or "default"
+    return SeparateRoles(model, ref_model, value_model, reward, args.ref_adapter_name, adapter)

@@ -44,8 +44,6 @@ class PPOTrainer(PPOLoop):
         peft_config: LoRA of the policy, and of the value where it shares the base.
     """
 
-    _tag_names = ("rlhf-lab", "ppo")
-
     def __init__(
         self,
         args: PPOConfig,
@@ -83,15 +81,10 @@ class PPOTrainer(PPOLoop):
         self.roles = assign_roles(args, model, ref_model, network, value_model, peft_config)
         disable_dropout(self.roles)
         super().__init__(
-            args=args,
-            model=model,
-            processing_class=processing_class,
-            train_dataset=train_dataset,
-            data_collator=data_collator,
-            eval_dataset=eval_dataset,
-            optimizers=optimizers,
-            callbacks=callbacks,
-        )
+            args, data_collator, model=model, processing_class=processing_class, train_dataset=train_dataset,
+            eval_dataset=eval_dataset, optimizers=optimizers, callbacks=callbacks,
+        )  # fmt: skip
+        model.add_model_tags(["rlhf-lab", "ppo"])
 
     def train(self, resume_from_checkpoint: str | bool | None = None) -> TrainOutput:
         """Run `total_episodes` episodes. Resumes from a checkpoint folder with the same results as without a break."""
@@ -202,7 +195,7 @@ class PPOTrainer(PPOLoop):
                 for name, number in step(batch, micro, share).items():
                     totals[name] += number.detach() * share
         norm = self._gradient_norm()
-        if not torch.isfinite(norm) and self.accelerator.scaler is None:  # fp16's scaler skips such a step by itself
+        if not torch.isfinite(norm) and self.accelerator.mixed_precision != "fp16":  # which skips such a step itself
             raise self._stop(
                 f"the gradient is {norm.item()}", "Lower the learning rate", *self._culprit(batch, minibatch)
             )
@@ -228,7 +221,7 @@ class PPOTrainer(PPOLoop):
             entropy = losses.masked_mean(losses.token_entropy(logits), mask)
         if args.entropy_coef:
             total = total - args.entropy_coef * entropy
-        self.accelerator.backward(total * share)
+        self._backward(total * share)
         watched = losses.ppo_policy_stats(logps.detach(), old_logps, advantages, mask, args.cliprange)
         return {
             "loss/policy_avg": loss,
@@ -247,7 +240,7 @@ class PPOTrainer(PPOLoop):
             with self.accelerator.autocast():
                 values = self.roles.values(ids, attention_mask)[:, -n - 1 : -1].float()
             loss = losses.ppo_value_loss(values, old_values, returns, mask, args.cliprange_value)
-            self.accelerator.backward(args.vf_coef * loss * share)
+            self._backward(args.vf_coef * loss * share)
         watched = losses.ppo_value_stats(values.detach(), old_values, returns, mask, args.cliprange_value)
         return {"loss/value_avg": loss, "val/clipfrac_avg": watched["clipfrac"]}
 
