@@ -66,6 +66,12 @@ class PPOConfig(TrainingArguments):
     generation_batch_size: int | None = field(
         default=None, metadata={"help": "Rows at once in generation; else local_rollout_forward_batch_size."}
     )
+    merge_for_generation: bool = field(
+        default=False, metadata={"help": "Sample from a copy of the weights with LoRA folded in: faster, more memory."}
+    )
+    shared_value: bool = field(
+        default=False, metadata={"help": "The value is a head on the policy's states, not an adapter: half the passes."}
+    )
     adap_kl_ctrl: bool = field(default=False, metadata={"help": "Let kl_coef follow `target` (Ziegler et al. 2019)."})
     target: float = field(default=6.0, metadata={"help": "KL a reply, in nats, that the adaptive controller holds."})
     horizon: float = field(default=10_000, metadata={"help": "Episodes over which the controller reacts."})

@@ -38,6 +38,8 @@ def _hidden_states(model, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
 class SeparateRoles(nn.Module):
     """Up to four separate models. Without a reference model, the policy must be a PeftModel."""
 
+    shared_value = False
+
     def __init__(
         self, policy, reference, value, reward, ref_adapter: str | None = None, adapter: str = "default"
     ) -> None:
@@ -73,19 +75,34 @@ class SeparateRoles(nn.Module):
         """The value at every position: (batch, seq)."""
         return self.value.score(_hidden_states(self.value, input_ids, attention_mask)).squeeze(-1)
 
+    def logits_and_values(self, input_ids: Tensor, attention_mask: Tensor, n_last: int) -> tuple[Tensor, Tensor]:
+        """Both, at the last `n_last` positions."""
+        values = self.values(input_ids, attention_mask)[:, -n_last:]
+        return self.logits(input_ids, attention_mask, n_last), values
+
     def scores(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """The reward model's score at the last token of each row: (batch,)."""
         return _scores(self.reward, input_ids, attention_mask)
 
 
-def _logits(model, input_ids: Tensor, attention_mask: Tensor, n_last: int) -> Tensor:
+def _run(model, input_ids: Tensor, attention_mask: Tensor, n_last: int, **kwargs):
     return model(
         input_ids=input_ids,
         attention_mask=attention_mask,
         position_ids=position_ids(attention_mask),
         use_cache=False,
         logits_to_keep=n_last,
-    ).logits
+        **kwargs,
+    )
+
+
+def _logits(model, input_ids: Tensor, attention_mask: Tensor, n_last: int) -> Tensor:
+    return _run(model, input_ids, attention_mask, n_last).logits
+
+
+def _in_fp32(head: nn.Module, hidden: Tensor) -> Tensor:
+    with torch.autocast(hidden.device.type, enabled=False):
+        return head(hidden.float()).squeeze(-1)
 
 
 def _scores(classifier, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -103,24 +120,26 @@ def _at_last_token(hidden: Tensor, attention_mask: Tensor) -> Tensor:
 class OneBaseRoles(nn.Module):
     """Policy, reference and value on the base of one PeftModel, whose adapter "default" is the policy; reward too.
 
-    `reward` is the folder of a reward adapter trained on the same base, or a separate classifier, or None.
+    `reward` is the folder of a reward adapter trained on the same base, or a separate classifier, or None. With
+    `shared_value` the value is no adapter but a head on the policy's own states: one pass gives both.
     """
 
-    def __init__(self, policy, reward, peft_config) -> None:
+    def __init__(self, policy, reward, peft_config, shared_value: bool = False) -> None:
         super().__init__()
-        self.policy = policy
+        self.policy, self.shared_value = policy, shared_value
         self.reward = reward.requires_grad_(False) if isinstance(reward, nn.Module) else None
         hidden_size = policy.config.get_text_config().hidden_size
         # Heads stay in fp32: a value is a regression, and half precision rounds it to steps.
         self.value_head, self.reward_head = (nn.Linear(hidden_size, 1, bias=False) for _ in range(2))
         self.reward_head.requires_grad_(False)
+        nn.init.zeros_(self.value_head.weight)
         if isinstance(reward, (str, Path)):
-            # The value starts as the reward model (Stiennon et al. 2020): it knows what will be scored well.
-            for head, name in ((self.reward_head, "reward"), (self.value_head, "value")):
-                head.weight.data.copy_(_load_adapter(policy, reward, name))
-        else:
+            self.reward_head.weight.data.copy_(_load_adapter(policy, reward, "reward"))
+            if not shared_value:
+                # The value starts as the reward model (Stiennon et al. 2020): it knows what will be scored well.
+                self.value_head.weight.data.copy_(_load_adapter(policy, reward, "value"))
+        elif not shared_value:
             policy.add_adapter("value", peft_config)
-            nn.init.zeros_(self.value_head.weight)
         self.to(next(policy.parameters()).device)
         self._layers = [module for module in policy.modules() if hasattr(module, "lora_A")]
         self._active: str | None = "default"
@@ -145,14 +164,12 @@ class OneBaseRoles(nn.Module):
 
     def value_pass(self):
         """Holds the value's adapter active. Keep it round the backward: gradient checkpointing runs forward again."""
-        return self._adapter("value")
+        return nullcontext() if self.shared_value else self._adapter("value")
 
     def _read(self, adapter: str, head: nn.Module, input_ids: Tensor, attention_mask: Tensor, pick=None) -> Tensor:
         with self._adapter(adapter):
             hidden = _hidden_states(self.policy.get_base_model(), input_ids, attention_mask)
-        hidden = hidden if pick is None else pick(hidden, attention_mask)
-        with torch.autocast(hidden.device.type, enabled=False):
-            return head(hidden.float()).squeeze(-1)
+        return _in_fp32(head, hidden if pick is None else pick(hidden, attention_mask))
 
     def logits(self, input_ids: Tensor, attention_mask: Tensor, n_last: int) -> Tensor:
         """The policy's logits at the last `n_last` positions: (batch, n_last, vocab)."""
@@ -165,7 +182,15 @@ class OneBaseRoles(nn.Module):
 
     def values(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """The value at every position: (batch, seq)."""
-        return self._read("value", self.value_head, input_ids, attention_mask)
+        return self._read("default" if self.shared_value else "value", self.value_head, input_ids, attention_mask)
+
+    def logits_and_values(self, input_ids: Tensor, attention_mask: Tensor, n_last: int) -> tuple[Tensor, Tensor]:
+        """The policy's logits and the values, at the last `n_last` positions; of one pass where it is shared."""
+        if not self.shared_value:
+            values = self.values(input_ids, attention_mask)
+            return self.logits(input_ids, attention_mask, n_last), values[:, -n_last:]
+        output = _run(self.policy, input_ids, attention_mask, n_last, output_hidden_states=True)
+        return output.logits, _in_fp32(self.value_head, output.hidden_states[-1][:, -n_last:])
 
     def scores(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """The reward model's score at the last token of each row: (batch,)."""
@@ -199,7 +224,9 @@ def assign_roles(args, model, ref_model, reward, value_model, peft_config) -> Se
     from peft import PeftModel
 
     if peft_config is not None and value_model is None and ref_model is None:
-        return OneBaseRoles(model, reward, peft_config)
+        return OneBaseRoles(model, reward, peft_config, args.shared_value)
+    if args.shared_value:
+        raise ValueError("shared_value needs peft_config and no value_model or ref_model: one base for all")
     if value_model is None:
         raise ValueError("`value_model` is required unless peft_config lets it share the policy's base")
     if isinstance(reward, (str, Path)):
