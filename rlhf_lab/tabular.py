@@ -159,6 +159,8 @@ def dpo_optimum(world: World, beta: float, covered: ArrayLike, mass_outside: Arr
     if mass_outside is None:
         return policy
     mass = np.broadcast_to(np.asarray(mass_outside, float), policy.shape[:-1])[..., None]
+    if not ((mass > 0) & (mass < 1)).all() or covered.all(axis=-1).any():
+        raise ValueError("mass_outside is a probability between 0 and 1, of at least one reply that is not covered")
     outside = np.where(covered, 0.0, policy)
     within = policy - outside
     return mass * outside / outside.sum(-1, keepdims=True) + (1 - mass) * within / within.sum(-1, keepdims=True)

@@ -374,6 +374,8 @@ def test_on_few_noisy_pairs_robust_dpo_pays_in_variance():
         (lambda: train_dpo(World.random(4), 1.0, np.ones((4, 4))), r"wins must be .*got \(4, 4\)"),
         (lambda: preferences(World.random(4), covered=[1, 0, 0, 0]), "fewer than 2 are covered"),
         (lambda: preferences(World.random(4), flip_rate=1.5), r"in \[0, 1\], got 1.5"),
+        (lambda: dpo_optimum(World.random(4), 1.0, [1, 1, 0, 0], 1.0), "between 0 and 1"),
+        (lambda: dpo_optimum(World.random(4), 1.0, [1, 1, 1, 1], 0.5), "at least one reply that is not covered"),
         (lambda: coverage_sweep((0.5, 1.2)), r"a share of replies in \(0, 1\]"),
         (lambda: coverage_sweep(seeds=1), "at least 2 of them, got 1"),
     ],
