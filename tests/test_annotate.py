@@ -208,6 +208,7 @@ def test_labels_are_what_the_stages_load_and_ties_are_not_among_them(tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_a_reward_model_trains_on_them(cli, tmp_path):
     session = Session(helpdesk_pairs(12), tmp_path / "labels.jsonl")
     while session.current:

@@ -89,7 +89,7 @@ def screen(session: Session, pair: Pair, width: int) -> RenderableType:
     last = session.last
     before = f"The last answer was {last.choice}; u takes it back." if last else ""
     return Group(
-        Rule(f"{session.done + 1} of {session.total}", align="left"),
+        Rule(Text(f"{session.done + 1} of {session.total}"), align="left"),
         *turns,
         replies,
         Text("Which reply is better?", style="bold"),
