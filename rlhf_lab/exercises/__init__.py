@@ -12,6 +12,7 @@ instant: the lessons' exercises, and torch with them, load when the first of the
 
 from __future__ import annotations
 
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +39,7 @@ __all__ = [
 _hints_shown: dict[str, int] = {}
 
 
-def check(name: str, answer: Any) -> Verdict | Block:
+def check(name: str, answer: Any) -> Verdict:
     """Grade an answer: the learner's function for most exercises, a number or a word for some.
 
     Functions are called with positional arguments on copies of seeded inputs, for at most 10 seconds in all. torch
@@ -50,13 +51,12 @@ def check(name: str, answer: Any) -> Verdict | Block:
 
     exercise = _find(name)
     if isinstance(exercise, Block):
-        return exercise
+        return Verdict(exercise.title, exercise.body, exercise.tone, str(name), "unknown")
     try:
         verdict = grade(exercise, answer)
     except Exception as error:  # a fault of ours must not look like one of the learner's
-        return Block(
-            "The grader itself failed", f"{exercise.name}: {type(error).__name__}: {error}\nPlease report it.", "warn"
-        )
+        text = f"{exercise.name}: {type(error).__name__}: {error}\nPlease report it."
+        return Verdict("The grader itself failed", text, "warn", exercise.name, "unknown")
     if verdict.status == "untried":
         return verdict
     try:
@@ -64,9 +64,7 @@ def check(name: str, answer: Any) -> Verdict | Block:
     except (UserError, OSError) as error:
         reason = getattr(error, "what", None) or getattr(error, "strerror", None) or type(error).__name__
         note = f"\n\n(Not kept for progress(): {reason}. Set RLHF_LAB_DATA to a folder that can be written.)"
-        return Verdict(
-            verdict.title, verdict.body + note, verdict.tone, verdict.exercise, verdict.status, verdict.mistake
-        )
+        return replace(verdict, body=verdict.body + note)
     return verdict
 
 

@@ -49,9 +49,11 @@ def show(value: Any, digits: int = 4) -> str:
     if isinstance(value, tuple) and len(value) == 2 and not any(isinstance(part, (int, float)) for part in value):
         return f"({show(value[0], digits)},\n {show(value[1], digits).replace(chr(10), chr(10) + ' ')})"
     try:
-        array = np.asarray(as_numbers(value))
-    except (TypeError, ValueError, RuntimeError):
-        text = repr(value)
+        array = as_numbers(value)
+    except Exception:  # whatever the learner's object does when it is looked at
+        # of other objects only the type: a module's or a function's repr holds paths and addresses
+        plain = value is None or isinstance(value, (list, tuple, dict, set, complex))
+        text = repr(value) if plain else f"<{type(value).__name__}>"
         return text if len(text) <= 300 else text[:297] + "..."
     return _shown(array, digits)
 

@@ -310,7 +310,7 @@ what_the_clip_does = value_exercise(
     importance=5,
     minutes=4,
     rows=(13, 14, 17),
-    errata=("E4", "E10"),
+    errata=("E4",),
     maths="d/d theta of min(ratio A, clip(ratio) A) = 0 past the clip; nothing in it pushes a ratio back",
     reference=lambda: "gradient",
     options=_CLIP,
@@ -716,7 +716,8 @@ def kl_rewards(scores, logps, ref_logps, mask, kl_coef):
     """Rewards of the tokens of each reply, (batch, seq), 0 at the padding, without gradient.
 
     scores: the reward model's, one a reply, (batch,). logps, ref_logps: log-probs of the sampled tokens, (batch, seq).
-    mask: 1 on real tokens, then 0 (padding on the right). kl_coef: beta; larger is closer to the reference.
+    mask: 1 on real tokens, then 0 (padding on the right).
+    kl_coef: beta; larger holds the policy closer to the reference.
     """
     ...
 

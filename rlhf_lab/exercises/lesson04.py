@@ -468,7 +468,6 @@ def _gradient_weight(
     importance=3,
     minutes=8,
     rows=(24, 25),
-    errata=("E8",),
     maths="-d/dm log sigmoid(beta m) = -beta sigmoid(-beta m), so the weight is beta sigmoid(-(r_chosen - r_rejected))",
     reference=_gradient_weight,
     cases=_pair_cases,
@@ -578,10 +577,10 @@ what_beta_does = value_exercise(
 
 
 def _ipo_margin() -> float:
-    """Where the IPO loss at tau = 0.25 is 0. A square (h - c)^2 with slope L' at h is 0 at h - 2 L / L'."""
+    """Where the IPO loss at tau = 0.2 is 0. A square (h - c)^2 with slope L' at h is 0 at h - 2 L / L'."""
     margin = _t(0.0).requires_grad_()
     zero = torch.zeros(1, dtype=torch.float64)
-    loss = losses.ipo_loss(margin, zero, zero, zero, tau=0.25)
+    loss = losses.ipo_loss(margin, zero, zero, zero, tau=0.2)
     slope = torch.autograd.grad(loss, margin)[0].item()
     return -2 * loss.item() / slope
 
@@ -589,7 +588,7 @@ def _ipo_margin() -> float:
 ipo_margin = value_exercise(
     name="ipo_margin",
     question="A pair is labelled the same way by everyone. h = log(pi/pi_ref) of chosen minus that of rejected. "
-    "At which h does IPO's loss settle, for tau = 0.25?",
+    "At which h does IPO's loss settle, for tau = 0.2?",
     lesson=4,
     title="Where IPO stops",
     difficulty=2,
@@ -608,10 +607,10 @@ ipo_margin = value_exercise(
             "beta is. IPO's square has its minimum at 1 / (2 tau).",
             math.inf,
         ),
-        Mistake("the 2 forgotten", "1 / (2 tau), not 1 / tau.", 4.0),
-        Mistake("not inverted", "1 / (2 tau): larger tau holds the policy closer, so the margin shrinks.", 0.5),
-        Mistake("tau itself", "h settles at 1 / (2 tau).", 0.25),
-        Mistake("tau / 2", "h settles at 1 / (2 tau), the inverse of 2 tau.", 0.125),
+        Mistake("the 2 forgotten", "1 / (2 tau), not 1 / tau.", 5.0),
+        Mistake("not inverted", "1 / (2 tau): larger tau holds the policy closer, so the margin shrinks.", 0.4),
+        Mistake("tau itself", "h settles at 1 / (2 tau).", 0.2),
+        Mistake("tau / 2", "h settles at 1 / (2 tau), the inverse of 2 tau.", 0.1),
     ),
 )
 

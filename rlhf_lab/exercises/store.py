@@ -51,8 +51,11 @@ def load() -> tuple[Entries, str]:
         wrong = f"was damaged and is kept as {_set_aside(folder / FILE)}"
     try:
         return _parse(_read(folder / SPARE)), f"The progress file {wrong}; the spare copy took its place."
-    except (FileNotFoundError, ValueError):
-        return {}, f"The progress file {wrong}, and there is no good spare copy: this map begins anew."
+    except FileNotFoundError:
+        pass
+    except ValueError:
+        wrong += f", the spare copy too ({_set_aside(folder / SPARE)})"
+    return {}, f"The progress file {wrong}. There is no other copy: this map begins anew."
 
 
 def export_to(path: Path) -> str:
