@@ -75,21 +75,21 @@ def call_within(seconds: float, function: Callable, arguments: Sequence, learner
 
 
 def _call_by_alarm(seconds: float, function: Callable, arguments: Sequence) -> Any:
-    armed = True
+    armed, here = True, sys._getframe()
 
-    def ring(_signal: int, _frame: FrameType | None) -> None:
-        if armed:
+    def ring(_signal: int, frame: FrameType | None) -> None:
+        if armed and frame is not here:  # not between two lines of the clean-up below
             raise TimeUp
+
+    def call() -> Any:  # a frame of its own, for functions written in C
+        return function(*arguments)
 
     handler_before = signal.signal(signal.SIGALRM, ring)
     started = time.monotonic()
     delay_before, interval_before = signal.setitimer(signal.ITIMER_REAL, seconds, 0.05)
     try:
-        try:
-            return function(*arguments)
-        finally:
-            armed = False
-    finally:  # also when the last ring came in the line above
+        return call()
+    finally:
         armed = False
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, handler_before if handler_before is not None else signal.SIG_DFL)
