@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from rlhf_lab.exercises.exercise import Mistake, function_exercise, value_exercise
+from rlhf_lab.exercises.inputs import normal, tensor
 from rlhf_lab.losses import reward_loss as package_reward_loss
 from rlhf_lab.preferences import ELO_POINTS_PER_REWARD, bradley_terry_probability, fit_bradley_terry
 from rlhf_lab.preferences import elo_probability as package_elo_probability
@@ -167,13 +168,11 @@ elo_points_per_reward = value_exercise(
 
 
 def _reward_cases() -> list[tuple]:
-    generator = torch.Generator().manual_seed(0)
-    chosen, rejected = torch.randn(2, 5, generator=generator, dtype=torch.float64)
     return [
-        (torch.tensor([1.0], dtype=torch.float64), torch.tensor([0.0], dtype=torch.float64)),
-        (torch.tensor([2.0, 0.0, -1.0], dtype=torch.float64), torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)),
+        (tensor(1.0), tensor(0.0)),
+        (tensor(2.0, 0.0, -1.0), tensor(0.0, 0.5, 1.0)),
         (torch.tensor([-60.0, 1.0]), torch.tensor([60.0, 0.0])),  # fp32, as in training: sigmoid(-120) is 0 there
-        (chosen, rejected),
+        tuple(normal(0, 2, 5)),
     ]
 
 

@@ -13,14 +13,7 @@ from torch import Tensor
 
 from rlhf_lab import losses, returns
 from rlhf_lab.exercises.exercise import Mistake, function_exercise, value_exercise
-
-
-def _t(*values: float | list) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def _random(seed: int, *shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+from rlhf_lab.exercises.inputs import normal, tensor
 
 
 def _in_padding(x: Tensor, mask: Tensor, junk: float) -> Tensor:
@@ -45,10 +38,10 @@ MASK = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1], [1, 0, 0, 0]])
     maths="masked mean = (sum of x where mask is 1) / (number of ones in mask)",
     reference=losses.masked_mean,
     cases=lambda: [
-        (_t([2.0, 4.0, 9.0]), torch.tensor([[1, 1, 0]])),
-        (_t([1.0, 5.0], [2.0, 7.0]), torch.tensor([[1, 1], [1, 0]])),
-        (_t([0.5, -1.0, math.nan]), torch.tensor([[1, 1, 0]])),
-        (_in_padding(_random(0, 3, 4), MASK, 30.0), MASK),
+        (tensor([2.0, 4.0, 9.0]), torch.tensor([[1, 1, 0]])),
+        (tensor([1.0, 5.0], [2.0, 7.0]), torch.tensor([[1, 1], [1, 0]])),
+        (tensor([0.5, -1.0, math.nan]), torch.tensor([[1, 1, 0]])),
+        (_in_padding(normal(0, 3, 4), MASK, 30.0), MASK),
     ],
     differentiable=("x",),
     hints=(
@@ -108,9 +101,9 @@ def _whiten(x: Tensor, mask: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
     maths="(x - mean) / std over the real tokens of the whole batch; std from the unbiased variance, divided by n - 1",
     reference=returns.whiten,
     cases=lambda: [
-        (_t([1.0, 4.0]), torch.tensor([[1, 1]])),
-        (_t([1.0, 4.0, 7.0, 50.0]), torch.tensor([[1, 1, 1, 0]])),
-        (_in_padding(2 + 3 * _random(1, 3, 4), MASK, 30.0), MASK),
+        (tensor([1.0, 4.0]), torch.tensor([[1, 1]])),
+        (tensor([1.0, 4.0, 7.0, 50.0]), torch.tensor([[1, 1, 1, 0]])),
+        (_in_padding(2 + 3 * normal(1, 3, 4), MASK, 30.0), MASK),
     ],
     hints=(
         "Mean and standard deviation first, both over x[mask.bool()].",
@@ -175,9 +168,9 @@ def _ratio(logps: Tensor, old_logps: Tensor) -> Tensor:
     maths="ratio = pi(a|s) / pi_old(a|s) = exp(log pi - log pi_old); pi_old is a constant",
     reference=_ratio,
     cases=lambda: [
-        (_t(-0.5), _t(-1.5)),
-        (_t(-1.0, -2.0, -0.3), _t(-1.0, -1.2, -2.3)),
-        (-_random(2, 2, 3).abs(), -_random(3, 2, 3).abs()),
+        (tensor(-0.5), tensor(-1.5)),
+        (tensor(-1.0, -2.0, -0.3), tensor(-1.0, -1.2, -2.3)),
+        (-normal(2, 2, 3).abs(), -normal(3, 2, 3).abs()),
     ],
     differentiable=("logps",),
     constants=("old_logps",),
@@ -228,7 +221,7 @@ def _clip_gradients() -> list[list[float]]:
     """d ppo_policy_loss / d logps for one token, at three ratios, for both signs of the advantage."""
     rows = []
     for advantage in (1.0, -1.0):
-        logps = _t([0.5], [1.0], [1.5]).log().requires_grad_()
+        logps = tensor([0.5], [1.0], [1.5]).log().requires_grad_()
         one, mask = torch.full_like(logps, advantage), torch.ones_like(logps)
         loss = 3 * losses.ppo_policy_loss(logps, torch.zeros_like(logps), one, mask, clip_range=0.2)
         gradient = torch.autograd.grad(loss, logps)[0]  # 3 *: the loss is a mean over three tokens
@@ -344,10 +337,10 @@ what_the_clip_does = value_exercise(
 
 def _ppo_cases() -> list[tuple]:
     def one(ratio: float, advantage: float) -> tuple:
-        return _t([math.log(0.4 * ratio)]), _t([math.log(0.4)]), _t([advantage]), torch.ones(1, 1), 0.2
+        return tensor([math.log(0.4 * ratio)]), tensor([math.log(0.4)]), tensor([advantage]), torch.ones(1, 1), 0.2
 
-    old, advantages = -1.5 + 0.3 * _random(4, 3, 4), 2 * _random(5, 3, 4)
-    logps = old + 0.4 * _random(6, 3, 4)
+    old, advantages = -1.5 + 0.3 * normal(4, 3, 4), 2 * normal(5, 3, 4)
+    logps = old + 0.4 * normal(6, 3, 4)
     batch = (_in_padding(logps, MASK, -0.5), _in_padding(old, MASK, -1.0), _in_padding(advantages, MASK, 7.0), MASK)
     return [one(1.5, 1.0), one(0.5, -1.0), one(0.5, 1.0), one(1.5, -1.0), one(1.1, 2.0), (*batch, 0.2), (*batch, 0.05)]
 
@@ -457,10 +450,10 @@ def ppo_loss(logps, old_logps, advantages, mask, clip_range):
 
 def _value_cases() -> list[tuple]:
     def one(value: float, old: float, target: float) -> tuple:
-        return _t([value]), _t([old]), _t([target]), torch.ones(1, 1), 0.2
+        return tensor([value]), tensor([old]), tensor([target]), torch.ones(1, 1), 0.2
 
     values, old, targets = (
-        _in_padding(0.6 * _random(seed, 3, 4), MASK, junk) for seed, junk in ((7, 5.0), (8, -5.0), (9, 0))
+        _in_padding(0.6 * normal(seed, 3, 4), MASK, junk) for seed, junk in ((7, 5.0), (8, -5.0), (9, 0))
     )
     return [one(1.0, 0.0, 2.0), one(0.1, 0.0, 1.0), one(-1.0, 0.0, 2.0), (values, old, targets, MASK, 0.2)]
 
@@ -551,9 +544,9 @@ def value_loss(values, old_values, returns, mask, clip_range):
     cases=lambda: [
         (logps, ref_logps, kind)
         for logps, ref_logps in (
-            (_t(-0.5), _t(-1.5)),
-            (_t(-1.0, -2.0), _t(-1.6, -0.4)),
-            (-_random(10, 2, 3).abs(), -_random(11, 2, 3).abs()),
+            (tensor(-0.5), tensor(-1.5)),
+            (tensor(-1.0, -2.0), tensor(-1.6, -0.4)),
+            (-normal(10, 2, 3).abs(), -normal(11, 2, 3).abs()),
         )
         for kind in returns.KL_KINDS
     ],
@@ -610,13 +603,13 @@ def kl_estimate(logps, ref_logps, kind):
 
 
 def _kl_reward_cases() -> list[tuple]:
-    logps, ref = -_random(12, 3, 4).abs(), -_random(13, 3, 4).abs()
+    logps, ref = -normal(12, 3, 4).abs(), -normal(13, 3, 4).abs()
     batch = (_in_padding(logps, MASK, -9.0), _in_padding(ref, MASK, -1.0), MASK)
     return [
-        (_t(2.0), _t([-1.0]), _t([-3.0]), torch.tensor([[1]]), 0.1),
-        (_t(1.0), _t([-1.0, -0.5]), _t([-1.5, -0.2]), torch.tensor([[1, 1]]), 0.1),
-        (_t(1.0, -0.5, 2.0), *batch, 0.1),
-        (_t(-1.0, 0.3, 0.0), *batch, 0.5),
+        (tensor(2.0), tensor([-1.0]), tensor([-3.0]), torch.tensor([[1]]), 0.1),
+        (tensor(1.0), tensor([-1.0, -0.5]), tensor([-1.5, -0.2]), torch.tensor([[1, 1]]), 0.1),
+        (tensor(1.0, -0.5, 2.0), *batch, 0.1),
+        (tensor(-1.0, 0.3, 0.0), *batch, 0.5),
     ]
 
 
@@ -723,12 +716,12 @@ def kl_rewards(scores, logps, ref_logps, mask, kl_coef):
 
 
 def _gae_cases() -> list[tuple]:
-    rewards, values = _in_padding(_random(14, 3, 4), MASK, 8.0), _in_padding(_random(15, 3, 4), MASK, -6.0)
+    rewards, values = _in_padding(normal(14, 3, 4), MASK, 8.0), _in_padding(normal(15, 3, 4), MASK, -6.0)
     ones = torch.ones(1, 3)
     return [
-        (_t([0.0, 1.0]), _t([0.5, 0.25]), torch.ones(1, 2), 1.0, 0.5),
-        (_t([0.0, 0.0, 1.0]), _t([0.5, 0.4, 0.3]), ones, 0.9, 0.5),
-        (_t([0.1, -0.2, 1.0]), _t([0.5, 0.3, -0.4]), ones, 0.9, 0.95),
+        (tensor([0.0, 1.0]), tensor([0.5, 0.25]), torch.ones(1, 2), 1.0, 0.5),
+        (tensor([0.0, 0.0, 1.0]), tensor([0.5, 0.4, 0.3]), ones, 0.9, 0.5),
+        (tensor([0.1, -0.2, 1.0]), tensor([0.5, 0.3, -0.4]), ones, 0.9, 0.95),
         (rewards, values, MASK, 0.99, 0.9),
     ]
 

@@ -13,18 +13,11 @@ from torch import Tensor
 
 from rlhf_lab import exact, losses
 from rlhf_lab.exercises.exercise import Mistake, function_exercise, value_exercise
+from rlhf_lab.exercises.inputs import normal, tensor
 
 
 def _array(*values: float) -> np.ndarray:
     return np.array(values)
-
-
-def _t(*values: float | list) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def _random(seed: int, *shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 # --- the optimum --------------------------------------------------------------------------------------------------
@@ -227,7 +220,7 @@ def _reply_log_ratio(policy_logits: Tensor, ref_logits: Tensor, input_ids: Tenso
 def _log_ratio_cases() -> list[tuple]:
     def batch(seed: int, ids: list, mask: list, vocab: int) -> tuple:
         ids, mask = torch.tensor(ids), torch.tensor(mask)
-        return _random(seed, *ids.shape, vocab), _random(seed + 50, *ids.shape, vocab), ids, mask
+        return normal(seed, *ids.shape, vocab), normal(seed + 50, *ids.shape, vocab), ids, mask
 
     return [
         batch(20, [[0, 1]], [[0, 1]], 2),
@@ -341,10 +334,10 @@ def reply_log_ratio(policy_logits, ref_logits, input_ids, mask):
 
 
 def _pair_cases() -> list[tuple]:
-    policy_chosen, policy_rejected, ref_chosen, ref_rejected = -20 + 4 * _random(30, 4, 5)
+    policy_chosen, policy_rejected, ref_chosen, ref_rejected = -20 + 4 * normal(30, 4, 5)
     return [
-        (_t(-2.0), _t(-3.0), _t(-2.5), _t(-2.0), 0.5),
-        (_t(-10.0, -8.0), _t(-9.0, -12.0), _t(-11.0, -7.0), _t(-9.5, -11.0), 0.1),
+        (tensor(-2.0), tensor(-3.0), tensor(-2.5), tensor(-2.0), 0.5),
+        (tensor(-10.0, -8.0), tensor(-9.0, -12.0), tensor(-11.0, -7.0), tensor(-9.5, -11.0), 0.1),
         # fp32, as in training: sigmoid(-130) is 0 there
         (torch.tensor([-1500.0]), torch.tensor([-100.0]), torch.tensor([-300.0]), torch.tensor([-200.0]), 0.1),
         (policy_chosen, policy_rejected, ref_chosen, ref_rejected, 0.1),
@@ -578,7 +571,7 @@ what_beta_does = value_exercise(
 
 def _ipo_margin() -> float:
     """Where the IPO loss at tau = 0.2 is 0. A square (h - c)^2 with slope L' at h is 0 at h - 2 L / L'."""
-    margin = _t(0.0).requires_grad_()
+    margin = tensor(0.0).requires_grad_()
     zero = torch.zeros(1, dtype=torch.float64)
     loss = losses.ipo_loss(margin, zero, zero, zero, tau=0.2)
     slope = torch.autograd.grad(loss, margin)[0].item()
