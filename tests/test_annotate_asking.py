@@ -167,7 +167,7 @@ def test_single_keys_in_a_real_terminal_and_control_c(tmp_path):
 
     def press(number, keys):
         wait_for(f"{number} of 30")
-        wait_for("keep and leave")
+        wait_for("Keep and leave")
         while termios.tcgetattr(master)[3] & termios.ICANON:  # what is typed before it reads keys is thrown away
             time.sleep(0.01)
         os.write(master, keys)

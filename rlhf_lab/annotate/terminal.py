@@ -25,8 +25,8 @@ LEFT, RIGHT = ("\x1b[D", "\x1bOD", "\x00K", "\xe0K"), ("\x1b[C", "\x1bOC", "\x00
 KEYS = {"1": "left", "h": "left", "2": "right", "l": "right", "t": "tie", "u": "undo", "s": "skip", "q": "quit"}
 KEYS |= {key.upper(): action for key, action in KEYS.items()}
 KEYS |= dict.fromkeys(LEFT, "left") | dict.fromkeys(RIGHT, "right") | {"\x7f": "undo", "\x08": "undo", "\x04": "quit"}
-HELP = "1, h or ← left   2, l or → right   t tie   u undo   s skip   q keep and leave"
-TYPED_HELP = "1 left, 2 right, t tie, u undo, s skip, q keep and leave"
+HELP = "Left: 1, h, arrow   Right: 2, l, arrow   Tie: t   Undo: u   Skip: s   Keep and leave: q"
+TYPED_HELP = "Type 1 for left, 2 for right, t tie, u undo, s skip, q to keep and leave"
 UNFINISHED = re.compile(r"\x1b(\[[0-?]*|O)?$")
 WIDE = 100  # columns from which the replies stand side by side
 # Control characters of a reply would move the cursor or change the title of the window; they are shown instead.

@@ -1,10 +1,10 @@
 """The annotator in a notebook: ipywidgets 7.7 and 8, JupyterLab and Colab, nothing else to install.
 
-Keys. No core widget reports a key press, and JupyterLab takes keys pressed on a button for its own commands: 1 would
-make the cell a heading. In a text field it leaves them alone. So the keys are typed into a field, and the field is the
-record of them: what is new at its end is answered, what Backspace takes away is undone. It is never cleared while one
-types, so a key pressed before the kernel has answered the last one is neither lost nor counted twice. The buttons do
-the same for the mouse, for Tab with Enter, and for touch screens.
+Keys. No core widget reports a key press, and what JupyterLab sees pressed on a button it may take for a command of its
+own. Keys typed into a text field reach nobody else. So the field is the record of them: what is new at its end is
+answered, what Backspace takes away is undone. It is never cleared while one types, so a key pressed before the kernel
+has answered the last one is neither lost nor counted twice. The buttons do the same for the mouse, for Tab with Enter,
+and for touch screens.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class AnnotationWidget(ipywidgets.VBox):
                 f"{_escaped(message['content'])}</p>"
                 for message in pair.prompt
             )
-            self._prompt.value = f'<div role="group" aria-label="Prompt">{turns}</div>'
+            self._prompt.value = f'<div role="group" aria-label="Prompt" style="line-height: 1.5">{turns}</div>'
             self._left.value, self._right.value = _reply("Left", 1, pair.left), _reply("Right", 2, pair.right)
         # A live region is read out when it changes, so who cannot see it hears that the answer was taken.
         self._progress.value = f'<div role="status" aria-live="polite">{progress}</div>'
@@ -120,7 +120,8 @@ class AnnotationWidget(ipywidgets.VBox):
 
 def _reply(side: str, key: int, text: str) -> str:
     return (
-        f'<div role="group" aria-label="{side} reply" style="border: 1px solid; border-radius: 4px; padding: 4px 10px">'
+        f'<div role="group" aria-label="{side} reply" style="border: 1px solid; border-radius: 4px; padding: 4px 10px; '
+        f'line-height: 1.5">'
         f"<b>{side} ({key})</b><p>{_escaped(text)}</p></div>"
     )
 

@@ -17,7 +17,7 @@ def told(report: Report) -> str:
 
 
 def sentences(report: Report) -> list[str]:
-    """What the labels say, numbers and all."""
+    """What the labels say, numbers and all; the kinds of pair are in the figure, and the least alike are named here."""
     if not report.answers:
         return ["No labels yet."]
     lines = []
@@ -28,17 +28,18 @@ def sentences(report: Report) -> list[str]:
     n, decided = len(report.answers), len(report.answers) - report.ties
     lines.append(f"{report.who}: {n} pairs answered, {decided} decided, {report.ties} tied.")
     lines += caution(report)
-    lines += [f"Agreement with {name}: {_agreement(found)}" for name, found in report.against.items()]
-    for name, found in report.peers.items():
-        lines.append(
-            f"For comparison, simulated ({name}) with gold: kappa {found.kappa}, {found.share.value:.0%} of the pairs "
-            f"alike; {report.expected[name]:.0%} on average over its noise."
-        )
+    if report.ties:
+        lines.append("Kappa is over the pairs that both decided. In the share that is alike, a tie counts half.")
+    lines += [f"With {name}: {_agreement(found)}" for name, found in report.against.items()]
+    if report.peers:
+        peers = ", ".join(f"{name} {found.kappa or 'undefined'}" for name, found in report.peers.items())
+        lines.append(f"Simulated annotators with gold, on the same pairs, for comparison: kappa {peers}.")
+        expected = ", ".join(f"{name} {share:.0%}" for name, share in report.expected.items())
+        lines.append(f"Pairs on which each is alike with gold, on average over its noise: {expected}.")
     lines += habits(report)
-    for question, by_kind in report.kinds.items():
-        counts = report.counts[question]
-        shares = ", ".join(f"{kind} {share} of {counts[kind]}" for kind, share in by_kind.items())
-        lines.append(f"Agreeing with gold, by {question}: {shares}.")
+    if report.kinds:
+        least = ", ".join(_least(report, question) for question, by_kind in report.kinds.items() if by_kind)
+        lines.append(f"Least alike with gold, of each kind: {least}.")
     return [*lines, report.note] if report.note else lines
 
 
@@ -50,14 +51,18 @@ def caution(report: Report) -> list[str]:
     return [f"With {decided} decided pairs the intervals are wide: read nothing into the numbers yet."]
 
 
+def _least(report: Report, question: str) -> str:
+    by_kind = report.kinds[question]
+    kind = min(by_kind, key=lambda kind: by_kind[kind].value)
+    return f"{question} {kind} ({by_kind[kind]} of {report.counts[question][kind]})"
+
+
 def _agreement(found: Agreement) -> str:
     raw = f"{found.share.value:.0%} of {found.n} pairs alike [{found.share.low:.0%}, {found.share.high:.0%}]"
     if found.decided == found.n:
         return f"kappa {found.kappa or 'undefined'}; {raw}."
-    return (
-        f"kappa {found.kappa or 'undefined'} over the {found.decided} pairs that both decided "
-        f"({found.kappa_with_ties:.2f} with tie as a third answer); {raw}, a tie counting half."
-    )
+    kappa = f"kappa {found.kappa or 'undefined'} over {found.decided} pairs"
+    return f"{kappa}, {found.kappa_with_ties:.2f} with tie as a third answer; {raw}."
 
 
 def habits(report: Report) -> list[str]:
