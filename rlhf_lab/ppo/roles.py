@@ -11,28 +11,10 @@ from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
-from rlhf_lab.errors import UserError
-from rlhf_lab.sampling import position_ids
-
-
-def disable_dropout(model: nn.Module) -> None:
-    """A log-prob must be the same each time it is computed, else the ratio is noise before the first update."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-
-
-def _hidden_states(model, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """What the head of `model` reads: (batch, seq, hidden)."""
-    return getattr(model, model.base_model_prefix)(
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        position_ids=position_ids(attention_mask),
-        use_cache=False,
-    ).last_hidden_state
+from rlhf_lab import forward
+from rlhf_lab.models import load_head_and_adapter
 
 
 class SeparateRoles(nn.Module):
@@ -56,24 +38,24 @@ class SeparateRoles(nn.Module):
 
     def logits(self, input_ids: Tensor, attention_mask: Tensor, n_last: int) -> Tensor:
         """The policy's logits at the last `n_last` positions: (batch, n_last, vocab)."""
-        return _logits(self.policy, input_ids, attention_mask, n_last)
+        return forward.run(self.policy, input_ids, attention_mask, n_last).logits
 
     def reference_logits(self, input_ids: Tensor, attention_mask: Tensor, n_last: int) -> Tensor:
         """The reference's logits at the last `n_last` positions."""
         if self.reference is not None:
-            return _logits(self.reference, input_ids, attention_mask, n_last)
+            return forward.run(self.reference, input_ids, attention_mask, n_last).logits
         if self.ref_adapter is None:
             with self.policy.disable_adapter():
-                return _logits(self.policy, input_ids, attention_mask, n_last)
+                return forward.run(self.policy, input_ids, attention_mask, n_last).logits
         self.policy.set_adapter(self.ref_adapter)
         try:
-            return _logits(self.policy, input_ids, attention_mask, n_last)
+            return forward.run(self.policy, input_ids, attention_mask, n_last).logits
         finally:
             self.policy.set_adapter(self.adapter)
 
     def values(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """The value at every position: (batch, seq)."""
-        return self.value.score(_hidden_states(self.value, input_ids, attention_mask)).squeeze(-1)
+        return self.value.score(forward.hidden_states(self.value, input_ids, attention_mask)).squeeze(-1)
 
     def logits_and_values(self, input_ids: Tensor, attention_mask: Tensor, n_last: int) -> tuple[Tensor, Tensor]:
         """Both, at the last `n_last` positions."""
@@ -82,39 +64,7 @@ class SeparateRoles(nn.Module):
 
     def scores(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """The reward model's score at the last token of each row: (batch,)."""
-        return _scores(self.reward, input_ids, attention_mask)
-
-
-def _run(model, input_ids: Tensor, attention_mask: Tensor, n_last: int, **kwargs):
-    return model(
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        position_ids=position_ids(attention_mask),
-        use_cache=False,
-        logits_to_keep=n_last,
-        **kwargs,
-    )
-
-
-def _logits(model, input_ids: Tensor, attention_mask: Tensor, n_last: int) -> Tensor:
-    return _run(model, input_ids, attention_mask, n_last).logits
-
-
-def _in_fp32(head: nn.Module, hidden: Tensor) -> Tensor:
-    with torch.autocast(hidden.device.type, enabled=False):
-        return head(hidden.float()).squeeze(-1)
-
-
-def _scores(classifier, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """A sequence classifier's one label, read at each row's last token: (batch,)."""
-    hidden = _hidden_states(classifier, input_ids, attention_mask)
-    return classifier.score(_at_last_token(hidden, attention_mask)).squeeze(-1).float()
-
-
-def _at_last_token(hidden: Tensor, attention_mask: Tensor) -> Tensor:
-    """(batch, seq, hidden) -> (batch, hidden): the state at each row's last token, padding on either side."""
-    last = attention_mask.shape[1] - 1 - attention_mask.flip(1).int().argmax(dim=1)
-    return hidden[torch.arange(len(hidden), device=hidden.device), last]
+        return forward.scores(self.reward, input_ids, attention_mask)
 
 
 class OneBaseRoles(nn.Module):
@@ -134,10 +84,10 @@ class OneBaseRoles(nn.Module):
         self.reward_head.requires_grad_(False)
         nn.init.zeros_(self.value_head.weight)
         if isinstance(reward, (str, Path)):
-            self.reward_head.weight.data.copy_(_load_adapter(policy, reward, "reward"))
+            self.reward_head.weight.data.copy_(load_head_and_adapter(policy, reward, "reward"))
             if not shared_value:
                 # The value starts as the reward model (Stiennon et al. 2020): it knows what will be scored well.
-                self.value_head.weight.data.copy_(_load_adapter(policy, reward, "value"))
+                self.value_head.weight.data.copy_(load_head_and_adapter(policy, reward, "value"))
         elif not shared_value:
             policy.add_adapter("value", peft_config)
         self.to(next(policy.parameters()).device)
@@ -168,17 +118,17 @@ class OneBaseRoles(nn.Module):
 
     def _read(self, adapter: str, head: nn.Module, input_ids: Tensor, attention_mask: Tensor, pick=None) -> Tensor:
         with self._adapter(adapter):
-            hidden = _hidden_states(self.policy.get_base_model(), input_ids, attention_mask)
-        return _in_fp32(head, hidden if pick is None else pick(hidden, attention_mask))
+            hidden = forward.hidden_states(self.policy.get_base_model(), input_ids, attention_mask)
+        return forward.read_in_fp32(head, hidden if pick is None else pick(hidden, attention_mask))
 
     def logits(self, input_ids: Tensor, attention_mask: Tensor, n_last: int) -> Tensor:
         """The policy's logits at the last `n_last` positions: (batch, n_last, vocab)."""
-        return _logits(self.policy, input_ids, attention_mask, n_last)
+        return forward.run(self.policy, input_ids, attention_mask, n_last).logits
 
     def reference_logits(self, input_ids: Tensor, attention_mask: Tensor, n_last: int) -> Tensor:
         """The reference's logits: the base's, adapters off."""
         with self._adapter(None):
-            return _logits(self.policy, input_ids, attention_mask, n_last)
+            return forward.run(self.policy, input_ids, attention_mask, n_last).logits
 
     def values(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """The value at every position: (batch, seq)."""
@@ -189,34 +139,14 @@ class OneBaseRoles(nn.Module):
         if not self.shared_value:
             values = self.values(input_ids, attention_mask)
             return self.logits(input_ids, attention_mask, n_last), values[:, -n_last:]
-        output = _run(self.policy, input_ids, attention_mask, n_last, output_hidden_states=True)
-        return output.logits, _in_fp32(self.value_head, output.hidden_states[-1][:, -n_last:])
+        output = forward.run(self.policy, input_ids, attention_mask, n_last, output_hidden_states=True)
+        return output.logits, forward.read_in_fp32(self.value_head, output.hidden_states[-1][:, -n_last:])
 
     def scores(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """The reward model's score at the last token of each row: (batch,)."""
         if self.reward is not None:
-            return _scores(self.reward, input_ids, attention_mask)
-        return self._read("reward", self.reward_head, input_ids, attention_mask, _at_last_token)
-
-
-def _load_adapter(policy, folder: str | Path, name: str) -> Tensor:
-    """Load the reward adapter of `folder` into `policy` as `name`; return the score head's weight, (1, hidden)."""
-    from peft import LoraConfig, set_peft_model_state_dict
-    from safetensors.torch import load_file
-
-    weights = Path(folder) / "adapter_model.safetensors"
-    if not weights.is_file():
-        raise UserError("no adapter_model.safetensors here", where=str(folder), fix="Pass what the reward stage wrote")
-    state = load_file(weights)
-    head = next((value for key, value in state.items() if key.endswith("score.weight")), None)
-    if head is None:
-        raise UserError("this adapter has no score head", where=str(weights), fix="Pass what the reward stage wrote")
-    config = LoraConfig.from_pretrained(folder)
-    config.modules_to_save, config.task_type, config.inference_mode = None, "CAUSAL_LM", False
-    config.base_model_name_or_path = policy.peft_config["default"].base_model_name_or_path
-    policy.add_adapter(name, config)
-    set_peft_model_state_dict(policy, {k: v for k, v in state.items() if "lora_" in k}, adapter_name=name)
-    return head
+            return forward.scores(self.reward, input_ids, attention_mask)
+        return self._read("reward", self.reward_head, input_ids, attention_mask, forward.at_last_token)
 
 
 def assign_roles(args, model, ref_model, reward, value_model, peft_config) -> SeparateRoles | OneBaseRoles:

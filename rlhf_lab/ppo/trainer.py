@@ -17,9 +17,10 @@ from transformers.trainer_utils import TrainOutput
 
 from rlhf_lab import losses
 from rlhf_lab.errors import UserError
+from rlhf_lab.forward import disable_dropout
 from rlhf_lab.ppo.config import PPOConfig
 from rlhf_lab.ppo.loop import PPOLoop
-from rlhf_lab.ppo.roles import assign_roles, disable_dropout
+from rlhf_lab.ppo.roles import assign_roles
 from rlhf_lab.ppo.rollout import Rollout, align_right, response_mask
 from rlhf_lab.returns import gae, kl_estimate, per_token_rewards
 from rlhf_lab.rewards import score_by_function
