@@ -2,9 +2,11 @@
 
     python bench/ppo_vs_trl.py [tiny] [smol]
 
-TRL 1.12.0 is installed into a folder of its own. Both engines run the same model, prompts, batch, epochs, minibatches
-and new tokens, each in a fresh process, by turns (A B A B), and the medians and their ratios are printed and kept in
+TRL 1.12.0 is installed into a folder of its own. All engines get the same model, prompts, batch, epochs, minibatches
+and new tokens, and each has a process of its own; they take turns by the update (A B C A B C ...), so that a machine
+that slows down slows all of them. Medians over updates and seeds, and their ratios, are printed and kept in
 docs/ppo_vs_trl.json. TRL is given LoRA wherever it takes it: policy and value; its reward model is a model of its own.
+Ours runs twice: with a value adapter, which is the arithmetic that TRL does, and with `shared_value`.
 """
 
 from __future__ import annotations
@@ -16,13 +18,16 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
+
+from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "ppo_vs_trl.json"
 TRL = "trl==1.12.0"
-ENGINES = ("trl", "ours")
+ENGINES = {"trl": "TRL 1.12", "ours": "ours", "shared": "ours, shared_value"}
 # What both engines are told. A batch of 64 episodes, four passes of four minibatches, as TRL's own example has.
 COMMON = {
     "num_mini_batches": 4,
@@ -37,8 +42,8 @@ COMMON = {
 }
 CASES = {
     "tiny": {
-        "per_device_train_batch_size": 16,
-        "gradient_accumulation_steps": 4,
+        "per_device_train_batch_size": 8,  # rows at once; 8 and 16 are alike in speed, for either engine
+        "gradient_accumulation_steps": 8,
         "response_length": 64,
         "learning_rate": 1e-3,
         "total_episodes": 64 * 7,
@@ -46,15 +51,30 @@ CASES = {
     },
     "smol": {
         "per_device_train_batch_size": 4,
-        "gradient_accumulation_steps": 4,
+        "gradient_accumulation_steps": 2,
         "local_rollout_forward_batch_size": 4,
+        "num_mini_batches": 2,
         "response_length": 48,
         "learning_rate": 1e-4,
-        "total_episodes": 16 * 3,
+        "total_episodes": 8 * 3,
         "gradient_checkpointing": True,
     },
 }
-SEEDS = {"tiny": (0, 1, 2), "smol": (0, 1)}
+# Least memory, for both: one row at once, one pass, which is enough to see the peak.
+CASES["smol, one row"] = CASES["smol"] | {
+    "per_device_train_batch_size": 1,
+    "gradient_accumulation_steps": 8,
+    "local_rollout_forward_batch_size": 1,
+    "num_ppo_epochs": 1,
+    "total_episodes": 8 * 2,
+}
+# Only ours has these. Sampling alone is best done in one piece; scoring in pieces of like length.
+OURS = {
+    "tiny": {"merge_for_generation": True, "generation_batch_size": 64, "local_rollout_forward_batch_size": 16},
+    "smol": {"generation_batch_size": 8},
+    "smol, one row": {"generation_batch_size": 8},
+}
+SEEDS = {"tiny": (0, 1, 2), "smol": (0,), "smol, one row": (0,)}
 
 
 def side_folder() -> Path:
@@ -75,8 +95,8 @@ def models(case: str) -> tuple[str, str]:
     from rlhf_lab.profiles import get_profile
     from rlhf_lab.stages import reward, sft
 
-    profile = get_profile(case)
-    if case == "smol":
+    profile = get_profile(case.split(",")[0])
+    if profile.name == "smol":
         return single.model_path(profile, None), ""
     sft_model = sft.run(profile, pipeline.HELPDESK / "sft.jsonl", {"model": profile.model}).path
     judge = reward.run(profile, pipeline.HELPDESK / "preferences_train.jsonl", {"model": sft_model}).path
@@ -104,14 +124,14 @@ def build(
     from rlhf_lab.models import load_policy, load_reward_model, load_tokenizer, lora_config
     from rlhf_lab.profiles import get_profile
 
-    profile = get_profile(case)
+    profile = get_profile(case.split(",")[0])
     tokenizer = load_tokenizer(policy_path)
     conversations = prompts(seed)
     settings = COMMON | CASES[case] | (settings or {})
     settings |= {"output_dir": output, "seed": seed, "use_cpu": True, "bf16": False, "report_to": "none"}
     settings |= {"save_strategy": "no", "disable_tqdm": True, "logging_steps": 1, "num_sample_generations": 0}
     policy = load_policy(policy_path, profile)
-    if engine == "ours":
+    if engine != "trl":
         from rlhf_lab.ppo import PPOConfig, PPOTrainer
 
         def length(prompts, completions):  # SmolLM2 has no reward adapter here: any reward costs the same
@@ -121,7 +141,7 @@ def build(
             return [gold_reward(p[-1]["content"], c[0]["content"]) for p, c in zip(prompts, completions, strict=True)]
 
         return PPOTrainer(
-            args=PPOConfig(**settings),
+            args=PPOConfig(**OURS[case] | settings, shared_value=engine == "shared"),
             processing_class=tokenizer,
             model=policy,
             reward_model=gold_of if gold else judge_path or length,
@@ -189,7 +209,7 @@ class Passes:
 
         self.seconds, self._depth = 0.0, 0
         for owner, names in (
-            (trainer.roles, ("logits", "reference_logits", "values", "scores")),
+            (trainer.roles, ("logits", "reference_logits", "values", "logits_and_values", "scores")),
             (trainer.accelerator, ("backward",)),
             (engine, ("sample",)),
         ):
@@ -210,125 +230,158 @@ class Passes:
         return timed
 
 
-def work(engine: str, case: str, seed: int, policy: str, judge: str, output: str) -> dict:
-    """One run in this process."""
+def work(engine: str, case: str, seed: int, policy: str, judge: str) -> None:
+    """One run in this process: an update for each line read, a line of JSON after it."""
     from transformers import TrainerCallback
 
-    trainer = build(engine, case, seed, policy, judge, output)
-    passes = Passes(trainer) if engine == "ours" else None
-    marks, scores, in_passes = [], [], []
-
-    class Watch(TrainerCallback):
-        def on_train_begin(self, *args, **kwargs):
-            marks.append(time.perf_counter())
-
-        def on_step_end(self, *args, **kwargs):
-            marks.append(time.perf_counter())
-            in_passes.append(passes.seconds if passes else 0.0)
-
-        def on_log(self, args, state, control, logs=None, **kwargs):
-            if logs and "objective/scores" in logs:
-                scores.append((logs["objective/scores"], logs["objective/kl"]))
-
-    trainer.add_callback(Watch())
-    trainer.train()
-    # The first update warms caches up; it counts for neither.
-    updates, episodes = len(marks) - 2, trainer.args.batch_size
-    seconds = marks[-1] - marks[1]
-    return {
-        "episodes_per_second": updates * episodes / seconds,
-        "scores": [score for score, _ in scores],
-        "kl": [kl for _, kl in scores],
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "overhead": seconds / (in_passes[-1] - in_passes[0]) if passes else None,
-    }
-
-
-def run_apart(engine: str, case: str, seed: int, policy: str, judge: str) -> dict:
-    """One run in a process of its own."""
-    import tempfile
-
+    to_parent, sys.stdout = sys.stdout, sys.stderr  # trainers print; the parent reads only what is for it
     with tempfile.TemporaryDirectory() as folder:
-        record = Path(folder) / "record.json"
-        arguments = ["--work", engine, case, str(seed), policy, judge, str(record)]
-        subprocess.run([sys.executable, __file__, *arguments], check=True, stdout=subprocess.DEVNULL)
-        return json.loads(record.read_text())
+        trainer = build(engine, case, seed, policy, judge, folder)
+        passes = None if engine == "trl" else Passes(trainer)
+        seen: dict = {}
+
+        def wait_for_a_turn() -> None:
+            sys.stdin.readline()
+            seen["started"], seen["in_passes"] = time.perf_counter(), passes.seconds if passes else 0.0
+
+        class Turns(TrainerCallback):
+            def on_train_begin(self, *args, **kwargs):
+                wait_for_a_turn()
+
+            def on_log(self, args, state, control, logs=None, **kwargs):
+                if logs and "objective/scores" in logs:
+                    seen["score"], seen["kl"] = logs["objective/scores"], logs["objective/kl"]
+
+            def on_step_end(self, args, state, control, **kwargs):
+                seen["seconds"] = time.perf_counter() - seen["started"]
+                seen["passes"] = passes.seconds - seen["in_passes"] if passes else None
+                seen["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+        class Tell(TrainerCallback):
+            """After the log of the update, which TRL writes before on_step_end and ours after it."""
+
+            def on_log(self, args, state, control, logs=None, **kwargs):
+                if logs and "objective/scores" in logs and engine != "trl":
+                    self.tell()
+
+            def on_step_end(self, args, state, control, **kwargs):
+                if engine == "trl":
+                    self.tell()
+
+            def tell(self):
+                print(json.dumps(seen), file=to_parent, flush=True)
+                wait_for_a_turn()
+
+        trainer.add_callback(Turns())
+        trainer.add_callback(Tell())
+        trainer.train()
+
+
+def by_turns(engines: list[str], case: str, seed: int, policy: str, judge: str) -> dict[str, list[dict]]:
+    """What every update of every engine took and gave."""
+    command = [sys.executable, __file__, "--work"]
+    settings = COMMON | CASES[case]
+    updates = settings["total_episodes"] // (
+        settings["per_device_train_batch_size"] * settings["gradient_accumulation_steps"]
+    )
+    records: dict[str, list[dict]] = {engine: [] for engine in engines}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    workers = {e: subprocess.Popen([*command, e, case, str(seed), policy, judge], **pipes) for e in engines}
+    try:
+        for update in tqdm(range(updates), desc=f"{case}, seed {seed}", unit="update of each"):
+            for engine in engines if update % 2 else engines[::-1]:
+                worker = workers[engine]
+                print("go", file=worker.stdin, flush=True)
+                if not (line := worker.stdout.readline()):
+                    sys.exit(f"{engine} stopped in update {update + 1}: run it with --work to see why")
+                records[engine].append(json.loads(line))
+    finally:
+        for worker in workers.values():
+            worker.kill()
+            worker.wait()
+    return records
 
 
 def compare(case: str) -> dict:
-    """Both engines by turns; medians, ratios, reward curves."""
+    """All engines by turns; medians, ratios, reward curves."""
     from rlhf_lab.evaluate import mean_interval
 
     policy, judge = models(case)
-    runs: dict[str, list[dict]] = {engine: [] for engine in ENGINES}
-    for seed in SEEDS[case]:
-        for engine in ENGINES:
-            print(f"{case}, seed {seed}: {engine} ...", flush=True)
-            runs[engine].append(run_apart(engine, case, seed, policy, judge))
-    result: dict = {"settings": COMMON | CASES[case], "seeds": list(SEEDS[case])}
+    settings = COMMON | CASES[case]
+    episodes = settings["per_device_train_batch_size"] * settings["gradient_accumulation_steps"]
+    runs = [by_turns(list(ENGINES), case, seed, policy, judge) for seed in SEEDS[case]]
+    result: dict = {"settings": settings, "seeds": list(SEEDS[case]), "cores": os.cpu_count(), "engines": {}}
     for engine in ENGINES:
-        result[engine] = {
-            "episodes_per_second": statistics.median(run["episodes_per_second"] for run in runs[engine]),
-            "peak_mb": statistics.median(run["peak_mb"] for run in runs[engine]),
-            "score_curve": [
-                statistics.mean(point) for point in zip(*(run["scores"] for run in runs[engine]), strict=True)
-            ],
-            "kl_curve": [statistics.mean(point) for point in zip(*(run["kl"] for run in runs[engine]), strict=True)],
+        each = [run[engine] for run in runs]
+        # The first update warms caches up; it counts for none.
+        seconds = [[update["seconds"] for update in run[1:]] for run in each]
+        of_trl = [[update["seconds"] for update in run["trl"][1:]] for run in runs]
+        ratios = [
+            statistics.median(t / s for t, s in zip(*pair, strict=True)) for pair in zip(of_trl, seconds, strict=True)
+        ]
+        peaks = [run[-1]["peak_mb"] for run in each]
+        last = [statistics.mean(u["score"] for u in run[-2:]) for run in each]
+        gains = [a - statistics.mean(u["score"] for u in run["trl"][-2:]) for a, run in zip(last, runs, strict=True)]
+        result["engines"][engine] = {
+            "episodes_per_second": episodes / statistics.median(s for run in seconds for s in run),
+            "speed_ratio": {"median": statistics.median(ratios), "each": ratios},
+            "peak_mb": statistics.median(peaks),
+            "memory_ratio": statistics.median(peaks) / statistics.median(run["trl"][-1]["peak_mb"] for run in runs),
+            "score_curve": [statistics.mean(u["score"] for u in updates) for updates in zip(*each, strict=True)],
+            "kl_curve": [statistics.mean(u["kl"] for u in updates) for updates in zip(*each, strict=True)],
+            "last_score": statistics.mean(last),
+            "last_score_above_trl": mean_interval(gains).as_dict() | {"each": gains} if len(gains) > 1 else gains,
+            "update_over_passes": None
+            if engine == "trl"
+            else statistics.median(u["seconds"] / u["passes"] for run in each for u in run[1:]),
         }
-    speedups = [a["episodes_per_second"] / b["episodes_per_second"] for b, a in zip(*runs.values(), strict=True)]
-    gains = [a["scores"][-1] - b["scores"][-1] for b, a in zip(*runs.values(), strict=True)]
-    result["speed_ratio"] = mean_interval(speedups).as_dict() | {"each": speedups}
-    result["last_score_difference"] = mean_interval(gains).as_dict() | {"each": gains}
-    result["memory_ratio"] = result["ours"]["peak_mb"] / result["trl"]["peak_mb"]
-    result["overhead"] = statistics.median(run["overhead"] for run in runs["ours"])
     return result
 
 
 def table(results: dict) -> str:
-    """The README's table in Markdown: a row a model."""
+    """The README's table in Markdown: a row an engine and model."""
     lines = [
-        "| model | episodes a second: TRL 1.12, ours | ratio (each seed) | peak MB: TRL 1.12, ours | ratio "
-        "| last score: TRL 1.12, ours | update / passes |",
-        "|---|---|---|---|---|---|---|",
+        "| model | engine | episodes a second | times TRL's (each seed) | peak MB | of TRL's | score, first and last "
+        "| update / passes |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    for case, r in results.items():
-        trl, ours = r["trl"], r["ours"]
-        each = ", ".join(f"{ratio:.2f}" for ratio in r["speed_ratio"]["each"])
-        cells = (
-            case,
-            f"{trl['episodes_per_second']:.2f}, {ours['episodes_per_second']:.2f}",
-            f"{r['speed_ratio']['value']:.2f} ({each})",
-            f"{trl['peak_mb']:.0f}, {ours['peak_mb']:.0f}",
-            f"{r['memory_ratio']:.2f}",
-            f"{trl['score_curve'][-1]:.2f}, {ours['score_curve'][-1]:.2f}",
-            f"{r['overhead']:.3f}",
-        )
-        lines.append("| " + " | ".join(cells) + " |")
+    for case, result in results.items():
+        for engine, r in result["engines"].items():
+            each = ", ".join(f"{ratio:.2f}" for ratio in r["speed_ratio"]["each"])
+            ours = engine != "trl"
+            cells = (
+                case,
+                ENGINES[engine],
+                f"{r['episodes_per_second']:.2f}",
+                f"{r['speed_ratio']['median']:.2f} ({each})" if ours else "",
+                f"{r['peak_mb']:.0f}",
+                f"{r['memory_ratio']:.2f}" if ours else "",
+                f"{r['score_curve'][0]:.2f}, {r['last_score']:.2f}",
+                f"{r['update_over_passes']:.3f}" if ours else "",
+            )
+            lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def show(case: str, result: dict) -> None:
     """Print one case."""
-    print(f"\n{case}: {result['settings']['total_episodes']} episodes, seeds {result['seeds']}, {os.cpu_count()} cores")
-    for engine in ENGINES:
-        r = result[engine]
+    episodes, seeds = result["settings"]["total_episodes"], result["seeds"]
+    print(f"\n{case}: {episodes} episodes, seeds {seeds}, {result['cores']} cores")
+    for engine, r in result["engines"].items():
         curve = " ".join(f"{score:.2f}" for score in r["score_curve"])
-        print(f"  {engine:<5} {r['episodes_per_second']:6.2f} episodes/s  peak {r['peak_mb']:6.0f} MB  score {curve}")
-    each = ", ".join(f"{ratio:.2f}" for ratio in result["speed_ratio"]["each"])
-    print(f"  episodes a second, ours / TRL's: {result['speed_ratio']['value']:.2f} ({each})")
-    print(f"  peak memory of the process, ours / TRL's: {result['memory_ratio']:.2f}")
-    print(f"  time of an update / time in the models' passes: {result['overhead']:.3f}")
+        print(f"  {ENGINES[engine]:<18} scores {curve}")
+    print(table({case: result}))
 
 
 def main() -> None:
     """Run the cases named, both by default."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("cases", nargs="*", default=list(CASES))
-    parser.add_argument("--work", nargs=6, help=argparse.SUPPRESS)
+    parser.add_argument("--work", nargs=5, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.work:
-        engine, case, seed, policy, judge, record = arguments.work
-        Path(record).write_text(json.dumps(work(engine, case, int(seed), policy, judge, str(Path(record).parent))))
+        engine, case, seed, policy, judge = arguments.work
+        work(engine, case, int(seed), policy, judge)
         return
     results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     for case in arguments.cases:

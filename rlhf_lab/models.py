@@ -114,6 +114,29 @@ def load_reward_model(path: str | Path, profile: Profile) -> PreTrainedModel:
     return PeftModel.from_pretrained(model, path).merge_and_unload()
 
 
+def load_head_and_adapter(policy, folder: str | Path, name: str) -> torch.Tensor:
+    """Load the reward adapter of `folder` into the PeftModel `policy` as `name`; the score head's weight, (1, hidden).
+
+    Raises UserError where the folder holds no such adapter.
+    """
+    from peft import LoraConfig, set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    weights = Path(folder) / "adapter_model.safetensors"
+    if not weights.is_file():
+        raise UserError("no adapter_model.safetensors here", where=str(folder), fix="Pass what the reward stage wrote")
+    state = load_file(weights)
+    head = next((value for key, value in state.items() if key.endswith("score.weight")), None)
+    if head is None:
+        raise UserError("this adapter has no score head", where=str(weights), fix="Pass what the reward stage wrote")
+    config = LoraConfig.from_pretrained(folder)
+    config.modules_to_save, config.task_type, config.inference_mode = None, "CAUSAL_LM", False
+    config.base_model_name_or_path = policy.peft_config["default"].base_model_name_or_path
+    policy.add_adapter(name, config)
+    set_peft_model_state_dict(policy, {k: v for k, v in state.items() if "lora_" in k}, adapter_name=name)
+    return head
+
+
 def lora_config(profile: Profile, task_type: str, **overrides) -> LoraConfig:
     """LoRA as the profile says. A reward model also trains its new score head, which LoRA would leave at random."""
     from peft import LoraConfig

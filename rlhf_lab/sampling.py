@@ -6,7 +6,8 @@ ended leave the batch. On the tiny Llama, whose replies are half the limit on av
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -26,6 +27,27 @@ def pad_left(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor
         input_ids[row, width - len(ids) :] = torch.as_tensor(ids)
         attention_mask[row, width - len(ids) :] = 1
     return input_ids, attention_mask
+
+
+@contextmanager
+def merged(model) -> Iterator[None]:
+    """The active LoRA folded into copies of the weights it changes, so that a token costs what it costs the base.
+
+    Twice as fast on the tiny Llama; needs memory for the copies. Afterwards the weights are those of before, bit for
+    bit. Raises ValueError for quantised weights, which would be rounded anew.
+    """
+    layers = [module for module in model.modules() if hasattr(module, "lora_A")]
+    kept = [(layer, layer.get_base_layer(), layer.get_base_layer().weight.data) for layer in layers]
+    if not all(weight.is_floating_point() for _, _, weight in kept):
+        raise ValueError("quantised weights cannot be merged: leave merge_for_generation off")
+    try:
+        for layer in layers:
+            layer.merge(safe_merge=True, adapter_names=layer.active_adapters)  # safe_merge works on a copy
+        yield
+    finally:
+        for layer, base, weight in kept:
+            base.weight.data = weight
+            layer.merged_adapters.clear()
 
 
 @torch.no_grad()

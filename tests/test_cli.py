@@ -12,7 +12,21 @@ from rlhf_lab.single import parse_fields
 
 TINY_LLAMA = DATA_DIR / "tiny-llama"
 
-COMMANDS = ["doctor", "run", "pretrain", "sft", "reward", "ppo", "dpo", "evaluate", "compare", "chat", "fetch", "lab"]
+COMMANDS = [
+    "doctor",
+    "run",
+    "pretrain",
+    "sft",
+    "reward",
+    "ppo",
+    "dpo",
+    "evaluate",
+    "compare",
+    "chat",
+    "annotate",
+    "fetch",
+    "lab",
+]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -171,12 +171,50 @@ def test_snis_agrees_with_the_exact_frontier_from_many_samples():
 def test_snis_by_hand():
     # beta 1: weights 1/4, 3/4, so 1 / (1/16 + 9/16) = 1.6 effective samples of 2
     record = snis_frontier([[0.0, math.log(3)], [0.0, math.log(3)]], [1.0], min_effective_samples=1)[0]
-    assert record.reward == pytest.approx(0.75 * math.log(3))
-    assert record.kl == pytest.approx(0.25 * math.log(0.5) + 0.75 * math.log(1.5))
     assert record.effective_samples == pytest.approx(1.6)
-    huge = snis_frontier([[1000.0, 999.0]] * 2, [1e-3], min_effective_samples=1)[0]
-    assert huge.reward == pytest.approx(1000) and huge.kl == pytest.approx(math.log(2))
+    uncorrected = 0.75 * math.log(3), 0.25 * math.log(0.5) + 0.75 * math.log(1.5)
+    assert record.reward + record.reward_bias == pytest.approx(uncorrected[0])
+    assert record.kl + record.kl_bias == pytest.approx(uncorrected[1])
+    # with either reply left out the other has all the weight: rewards 0 and log 3, KL 0
+    assert record.reward_bias == pytest.approx(0.5 * math.log(3) - uncorrected[0])
+    assert record.kl_bias == pytest.approx(-uncorrected[1])
     assert record.reward_low == record.reward_high == pytest.approx(record.reward)  # the prompts do not differ
+
+
+@pytest.mark.parametrize("beta", [2.0, 0.3, 1e-3])
+def test_snis_leaves_out_each_reply_as_computing_n_times_does(beta):
+    rewards = RNG.normal(size=40)
+    rewards[7] = 1000.0 if beta == 1e-3 else rewards.max()  # a tie at the top, and one reply with all the weight
+
+    def estimate(r):
+        tilted = np.exp((r - r.max()) / beta)
+        w = tilted / tilted.sum()
+        return np.array([(w * np.log(np.where(w > 0, w, 1) * len(r))).sum(), w @ r])
+
+    whole = estimate(rewards)
+    left_out = np.mean([estimate(np.delete(rewards, i)) for i in range(40)], axis=0)
+    record = snis_frontier([rewards, rewards], [beta], min_effective_samples=1)[0]
+    np.testing.assert_allclose([record.kl_bias, record.reward_bias], 39 * (left_out - whole), rtol=1e-8)
+    np.testing.assert_allclose([record.kl, record.reward], whole - 39 * (left_out - whole), rtol=1e-8, atol=1e-10)
+
+
+def test_snis_intervals_hold_the_truth_at_40_effective_samples_and_would_not_without_the_correction():
+    """60 draws of 256 replies for each of 150 prompts: a 95 % interval should miss about 3 times."""
+    rng = np.random.default_rng(3)
+    refs, rewards = rng.dirichlet(np.ones(2000), size=150), rng.normal(size=(150, 2000))
+    truth = frontier(refs, rewards, [0.7])[0]
+    up_to = np.cumsum(refs, axis=1) / refs.sum(axis=1, keepdims=True)
+    held, held_uncorrected = np.zeros(2), np.zeros(2)
+    for _ in range(60):
+        draws = [r[np.searchsorted(c, rng.random(256))] for c, r in zip(up_to, rewards, strict=True)]
+        record = snis_frontier(draws, [0.7], n_bootstrap=300)[0]
+        assert 30 < record.effective_samples < 60
+        for i, name in enumerate(("kl", "reward")):
+            low, high, bias = (record[f"{name}_{end}"] for end in ("low", "high", "bias"))
+            held[i] += low < truth[name] < high
+            held_uncorrected[i] += low + bias < truth[name] < high + bias
+    assert (held >= 60 * 0.85).all()
+    assert (held_uncorrected <= 60 * 0.8).all()
 
 
 def test_snis_interval_covers_the_mean_over_prompts():

@@ -6,7 +6,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from rlhf_lab.ppo.rollout import response_mask
 from rlhf_lab.profiles import DATA_DIR
-from rlhf_lab.sampling import position_ids, sample
+from rlhf_lab.sampling import merged, position_ids, sample
 
 PROMPTS = [
     "Hey, my kettle broke.",
@@ -75,3 +75,32 @@ def test_sampling_draws_tokens_as_often_as_the_softmax_says(tokenizer, model):
     deviation = (counts - expected * n)[likely] / (expected * (1 - expected) * n)[likely].sqrt()
     assert likely.sum() > 20
     assert deviation.square().mean() == pytest.approx(1, abs=0.5)  # chi squared over its degrees of freedom
+
+
+def test_merged_says_what_the_adapters_say_and_leaves_the_weights_as_they_were(tokenizer, model):
+    from copy import deepcopy
+
+    from peft import LoraConfig, get_peft_model
+
+    lora = get_peft_model(deepcopy(model), LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)).eval()
+    before = {name: weight.clone() for name, weight in lora.state_dict().items()}
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        expected, base = lora(ids).logits, model(ids).logits
+        with merged(lora):
+            torch.testing.assert_close(lora(ids).logits, expected, atol=1e-5, rtol=1e-5)
+        assert torch.equal(lora(ids).logits, expected)
+    assert (expected - base).abs().max() > 0.1
+    assert all(torch.equal(weight, before[name]) for name, weight in lora.state_dict().items())
+
+
+def test_merged_refuses_quantised_weights(model):
+    from copy import deepcopy
+
+    from peft import LoraConfig, get_peft_model
+
+    lora = get_peft_model(deepcopy(model), LoraConfig(r=4, target_modules=["q_proj"]))
+    layer = next(m for m in lora.modules() if hasattr(m, "lora_A")).get_base_layer()
+    layer.weight = torch.nn.Parameter(torch.zeros(8, 1, dtype=torch.uint8), requires_grad=False)  # as 4 bits are kept
+    with pytest.raises(ValueError, match="quantised"), merged(lora):
+        pass

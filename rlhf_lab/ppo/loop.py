@@ -196,6 +196,11 @@ class PPOLoop(Trainer):
         if self.is_world_process_zero():
             Console().print(table)
 
+    def create_model_card(self, model_name=None, dataset_name=None, tags=None, **kwargs) -> None:
+        """Trainer's card by TRL's argument names, so that `push_to_hub(dataset_name=...)` works; tagged as ours."""
+        kwargs.setdefault("dataset", dataset_name)
+        super().create_model_card(model_name=model_name, tags=tags or list(self.model.model_tags), **kwargs)
+
     # ---------------------------------------------------------------- the optimizer, on one process or many
 
     def _trained(self) -> dict[str, torch.nn.Parameter]:

@@ -11,32 +11,16 @@ from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
-from rlhf_lab.errors import UserError
-from rlhf_lab.sampling import position_ids
-
-
-def disable_dropout(model: nn.Module) -> None:
-    """A log-prob must be the same each time it is computed, else the ratio is noise before the first update."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-
-
-def _hidden_states(model, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """What the head of `model` reads: (batch, seq, hidden)."""
-    return getattr(model, model.base_model_prefix)(
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        position_ids=position_ids(attention_mask),
-        use_cache=False,
-    ).last_hidden_state
+from rlhf_lab import forward
+from rlhf_lab.models import load_head_and_adapter
 
 
 class SeparateRoles(nn.Module):
     """Up to four separate models. Without a reference model, the policy must be a PeftModel."""
+
+    shared_value = False
 
     def __init__(
         self, policy, reference, value, reward, ref_adapter: str | None = None, adapter: str = "default"
@@ -54,73 +38,58 @@ class SeparateRoles(nn.Module):
 
     def logits(self, input_ids: Tensor, attention_mask: Tensor, n_last: int) -> Tensor:
         """The policy's logits at the last `n_last` positions: (batch, n_last, vocab)."""
-        return _logits(self.policy, input_ids, attention_mask, n_last)
+        return forward.run(self.policy, input_ids, attention_mask, n_last).logits
 
     def reference_logits(self, input_ids: Tensor, attention_mask: Tensor, n_last: int) -> Tensor:
         """The reference's logits at the last `n_last` positions."""
         if self.reference is not None:
-            return _logits(self.reference, input_ids, attention_mask, n_last)
+            return forward.run(self.reference, input_ids, attention_mask, n_last).logits
         if self.ref_adapter is None:
             with self.policy.disable_adapter():
-                return _logits(self.policy, input_ids, attention_mask, n_last)
+                return forward.run(self.policy, input_ids, attention_mask, n_last).logits
         self.policy.set_adapter(self.ref_adapter)
         try:
-            return _logits(self.policy, input_ids, attention_mask, n_last)
+            return forward.run(self.policy, input_ids, attention_mask, n_last).logits
         finally:
             self.policy.set_adapter(self.adapter)
 
     def values(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """The value at every position: (batch, seq)."""
-        return self.value.score(_hidden_states(self.value, input_ids, attention_mask)).squeeze(-1)
+        return self.value.score(forward.hidden_states(self.value, input_ids, attention_mask)).squeeze(-1)
+
+    def logits_and_values(self, input_ids: Tensor, attention_mask: Tensor, n_last: int) -> tuple[Tensor, Tensor]:
+        """Both, at the last `n_last` positions."""
+        values = self.values(input_ids, attention_mask)[:, -n_last:]
+        return self.logits(input_ids, attention_mask, n_last), values
 
     def scores(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """The reward model's score at the last token of each row: (batch,)."""
-        return _scores(self.reward, input_ids, attention_mask)
-
-
-def _logits(model, input_ids: Tensor, attention_mask: Tensor, n_last: int) -> Tensor:
-    return model(
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        position_ids=position_ids(attention_mask),
-        use_cache=False,
-        logits_to_keep=n_last,
-    ).logits
-
-
-def _scores(classifier, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """A sequence classifier's one label, read at each row's last token: (batch,)."""
-    hidden = _hidden_states(classifier, input_ids, attention_mask)
-    return classifier.score(_at_last_token(hidden, attention_mask)).squeeze(-1).float()
-
-
-def _at_last_token(hidden: Tensor, attention_mask: Tensor) -> Tensor:
-    """(batch, seq, hidden) -> (batch, hidden): the state at each row's last token, padding on either side."""
-    last = attention_mask.shape[1] - 1 - attention_mask.flip(1).int().argmax(dim=1)
-    return hidden[torch.arange(len(hidden), device=hidden.device), last]
+        return forward.scores(self.reward, input_ids, attention_mask)
 
 
 class OneBaseRoles(nn.Module):
     """Policy, reference and value on the base of one PeftModel, whose adapter "default" is the policy; reward too.
 
-    `reward` is the folder of a reward adapter trained on the same base, or a separate classifier, or None.
+    `reward` is the folder of a reward adapter trained on the same base, or a separate classifier, or None. With
+    `shared_value` the value is no adapter but a head on the policy's own states: one pass gives both.
     """
 
-    def __init__(self, policy, reward, peft_config) -> None:
+    def __init__(self, policy, reward, peft_config, shared_value: bool = False) -> None:
         super().__init__()
-        self.policy = policy
+        self.policy, self.shared_value = policy, shared_value
         self.reward = reward.requires_grad_(False) if isinstance(reward, nn.Module) else None
         hidden_size = policy.config.get_text_config().hidden_size
         # Heads stay in fp32: a value is a regression, and half precision rounds it to steps.
         self.value_head, self.reward_head = (nn.Linear(hidden_size, 1, bias=False) for _ in range(2))
         self.reward_head.requires_grad_(False)
+        nn.init.zeros_(self.value_head.weight)
         if isinstance(reward, (str, Path)):
-            # The value starts as the reward model (Stiennon et al. 2020): it knows what will be scored well.
-            for head, name in ((self.reward_head, "reward"), (self.value_head, "value")):
-                head.weight.data.copy_(_load_adapter(policy, reward, name))
-        else:
+            self.reward_head.weight.data.copy_(load_head_and_adapter(policy, reward, "reward"))
+            if not shared_value:
+                # The value starts as the reward model (Stiennon et al. 2020): it knows what will be scored well.
+                self.value_head.weight.data.copy_(load_head_and_adapter(policy, reward, "value"))
+        elif not shared_value:
             policy.add_adapter("value", peft_config)
-            nn.init.zeros_(self.value_head.weight)
         self.to(next(policy.parameters()).device)
         self._layers = [module for module in policy.modules() if hasattr(module, "lora_A")]
         self._active: str | None = "default"
@@ -145,53 +114,39 @@ class OneBaseRoles(nn.Module):
 
     def value_pass(self):
         """Holds the value's adapter active. Keep it round the backward: gradient checkpointing runs forward again."""
-        return self._adapter("value")
+        return nullcontext() if self.shared_value else self._adapter("value")
 
     def _read(self, adapter: str, head: nn.Module, input_ids: Tensor, attention_mask: Tensor, pick=None) -> Tensor:
         with self._adapter(adapter):
-            hidden = _hidden_states(self.policy.get_base_model(), input_ids, attention_mask)
-        hidden = hidden if pick is None else pick(hidden, attention_mask)
-        with torch.autocast(hidden.device.type, enabled=False):
-            return nn.functional.linear(hidden.float(), head.weight.float()).squeeze(-1)
+            hidden = forward.hidden_states(self.policy.get_base_model(), input_ids, attention_mask)
+        return forward.read_in_fp32(head, hidden if pick is None else pick(hidden, attention_mask))
 
     def logits(self, input_ids: Tensor, attention_mask: Tensor, n_last: int) -> Tensor:
         """The policy's logits at the last `n_last` positions: (batch, n_last, vocab)."""
-        return _logits(self.policy, input_ids, attention_mask, n_last)
+        return forward.run(self.policy, input_ids, attention_mask, n_last).logits
 
     def reference_logits(self, input_ids: Tensor, attention_mask: Tensor, n_last: int) -> Tensor:
         """The reference's logits: the base's, adapters off."""
         with self._adapter(None):
-            return _logits(self.policy, input_ids, attention_mask, n_last)
+            return forward.run(self.policy, input_ids, attention_mask, n_last).logits
 
     def values(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """The value at every position: (batch, seq)."""
-        return self._read("value", self.value_head, input_ids, attention_mask)
+        return self._read("default" if self.shared_value else "value", self.value_head, input_ids, attention_mask)
+
+    def logits_and_values(self, input_ids: Tensor, attention_mask: Tensor, n_last: int) -> tuple[Tensor, Tensor]:
+        """The policy's logits and the values, at the last `n_last` positions; of one pass where it is shared."""
+        if not self.shared_value:
+            values = self.values(input_ids, attention_mask)
+            return self.logits(input_ids, attention_mask, n_last), values[:, -n_last:]
+        output = forward.run(self.policy, input_ids, attention_mask, n_last, output_hidden_states=True)
+        return output.logits, forward.read_in_fp32(self.value_head, output.hidden_states[-1][:, -n_last:])
 
     def scores(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """The reward model's score at the last token of each row: (batch,)."""
         if self.reward is not None:
-            return _scores(self.reward, input_ids, attention_mask)
-        return self._read("reward", self.reward_head, input_ids, attention_mask, _at_last_token)
-
-
-def _load_adapter(policy, folder: str | Path, name: str) -> Tensor:
-    """Load the reward adapter of `folder` into `policy` as `name`; return the score head's weight, (1, hidden)."""
-    from peft import LoraConfig, set_peft_model_state_dict
-    from safetensors.torch import load_file
-
-    weights = Path(folder) / "adapter_model.safetensors"
-    if not weights.is_file():
-        raise UserError("no adapter_model.safetensors here", where=str(folder), fix="Pass what the reward stage wrote")
-    state = load_file(weights)
-    head = next((value for key, value in state.items() if key.endswith("score.weight")), None)
-    if head is None:
-        raise UserError("this adapter has no score head", where=str(weights), fix="Pass what the reward stage wrote")
-    config = LoraConfig.from_pretrained(folder)
-    config.modules_to_save, config.task_type, config.inference_mode = None, "CAUSAL_LM", False
-    config.base_model_name_or_path = policy.peft_config["default"].base_model_name_or_path
-    policy.add_adapter(name, config)
-    set_peft_model_state_dict(policy, {k: v for k, v in state.items() if "lora_" in k}, adapter_name=name)
-    return head
+            return forward.scores(self.reward, input_ids, attention_mask)
+        return self._read("reward", self.reward_head, input_ids, attention_mask, forward.at_last_token)
 
 
 def assign_roles(args, model, ref_model, reward, value_model, peft_config) -> SeparateRoles | OneBaseRoles:
@@ -199,7 +154,9 @@ def assign_roles(args, model, ref_model, reward, value_model, peft_config) -> Se
     from peft import PeftModel
 
     if peft_config is not None and value_model is None and ref_model is None:
-        return OneBaseRoles(model, reward, peft_config)
+        return OneBaseRoles(model, reward, peft_config, args.shared_value)
+    if args.shared_value:
+        raise ValueError("shared_value needs peft_config and no value_model or ref_model: one base for all")
     if value_model is None:
         raise ValueError("`value_model` is required unless peft_config lets it share the policy's base")
     if isinstance(reward, (str, Path)):

@@ -8,6 +8,7 @@ names in the log are those of TRL 1.12's PPOTrainer.
 from __future__ import annotations
 
 from collections import defaultdict
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -16,13 +17,14 @@ from transformers.trainer_utils import TrainOutput
 
 from rlhf_lab import losses
 from rlhf_lab.errors import UserError
+from rlhf_lab.forward import disable_dropout
 from rlhf_lab.ppo.config import PPOConfig
 from rlhf_lab.ppo.loop import PPOLoop
-from rlhf_lab.ppo.roles import assign_roles, disable_dropout
+from rlhf_lab.ppo.roles import assign_roles
 from rlhf_lab.ppo.rollout import Rollout, align_right, response_mask
 from rlhf_lab.returns import gae, kl_estimate, per_token_rewards
 from rlhf_lab.rewards import score_by_function
-from rlhf_lab.sampling import sample
+from rlhf_lab.sampling import merged, sample
 
 
 class PPOTrainer(PPOLoop):
@@ -84,7 +86,7 @@ class PPOTrainer(PPOLoop):
             args, data_collator, model=model, processing_class=processing_class, train_dataset=train_dataset,
             eval_dataset=eval_dataset, optimizers=optimizers, callbacks=callbacks,
         )  # fmt: skip
-        model.add_model_tags(["rlhf-lab", "ppo"])
+        model.add_model_tags(["rlhf-lab", "ppo"])  # the hub's card takes them from there, PEFT's too
 
     def train(self, resume_from_checkpoint: str | bool | None = None) -> TrainOutput:
         """Run `total_episodes` episodes. Resumes from a checkpoint folder with the same results as without a break."""
@@ -106,7 +108,8 @@ class PPOTrainer(PPOLoop):
         how = {"stop_ids": [self.stop_id], "pad_id": pad, "temperature": self.args.temperature}
         self.model.eval()
         batches = zip(*(x.split(self.args.generation_batch_size) for x in (queries, query_mask)), strict=True)
-        with self.accelerator.autocast():
+        folded = merged(self.model) if self.args.merge_for_generation else nullcontext()
+        with folded, self.accelerator.autocast():
             parts = [sample(self.model, ids, mask, limit, **how) for ids, mask in batches]
         longest = max(part.shape[1] for part in parts)
         responses = torch.cat([torch.nn.functional.pad(p, (0, longest - p.shape[1]), value=pad) for p in parts])
@@ -130,11 +133,11 @@ class PPOTrainer(PPOLoop):
         for index in batch.chunks(everything, self.args.local_rollout_forward_batch_size):
             ids, attention_mask, n = batch.rows(index)
             with self.accelerator.autocast():
-                for known, logits in ((batch.logps, self.roles.logits), (batch.ref_logps, self.roles.reference_logits)):
-                    known[index, -n:] = losses.token_logps(
-                        logits(ids, attention_mask, n + 1)[:, :-1] / temperature, ids[:, -n:]
-                    )
-                batch.values[index, -n:] = self.roles.values(ids, attention_mask)[:, -n - 1 : -1].float()
+                logits, values = self.roles.logits_and_values(ids, attention_mask, n + 1)
+                ref_logits = self.roles.reference_logits(ids, attention_mask, n + 1)
+                batch.logps[index, -n:] = losses.token_logps(logits[:, :-1] / temperature, ids[:, -n:])
+                batch.ref_logps[index, -n:] = losses.token_logps(ref_logits[:, :-1] / temperature, ids[:, -n:])
+                batch.values[index, -n:] = values[:, :-1].float()
                 if self.has_reward_network:
                     batch.scores[index] = self.roles.scores(ids, attention_mask).float()
         for known in (batch.logps, batch.ref_logps, batch.values):
@@ -191,9 +194,8 @@ class PPOTrainer(PPOLoop):
         totals: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=batch.mask.device))
         for micro in batch.chunks(minibatch, args.per_device_train_batch_size):
             share = batch.mask[micro].sum() / n_tokens
-            for step in (self._policy_loss, self._value_loss):
-                for name, number in step(batch, micro, share).items():
-                    totals[name] += number.detach() * share
+            for name, number in self._micro_step(batch, micro, share).items():
+                totals[name] += number.detach() * share
         norm = self._gradient_norm()
         if not torch.isfinite(norm) and self.accelerator.mixed_precision != "fp16":  # which skips such a step itself
             raise self._stop(
@@ -205,13 +207,33 @@ class PPOTrainer(PPOLoop):
             stats[name].append(float(self._sum_over_processes(total)))
         stats["grad_norm"].append(float(norm))
 
-    def _policy_loss(self, batch: Rollout, micro: Tensor, share: Tensor) -> dict[str, Tensor]:
-        """Backward of the clipped policy loss of some rows; returns what to watch."""
-        args = self.args
+    def _micro_step(self, batch: Rollout, micro: Tensor, share: Tensor) -> dict[str, Tensor]:
+        """Backward of both losses of some rows; returns what to watch."""
         ids, attention_mask, n = batch.rows(micro)
-        mask, old_logps, advantages = (x[micro, -n:] for x in (batch.mask, batch.logps, batch.advantages))
+        if self.roles.shared_value:
+            with self.accelerator.autocast():
+                logits, values = self.roles.logits_and_values(ids, attention_mask, n + 1)
+            policy_loss, seen = self._policy_loss(batch, micro, ids, logits[:, :-1])
+            value_loss, seen_of_value = self._value_loss(batch, micro, values[:, :-1])
+            self._backward((policy_loss + value_loss) * share)
+            return seen | seen_of_value
         with self.accelerator.autocast():
-            logits = self.roles.logits(ids, attention_mask, n + 1)[:, :-1] / args.temperature
+            logits = self.roles.logits(ids, attention_mask, n + 1)
+        loss, seen = self._policy_loss(batch, micro, ids, logits[:, :-1])
+        self._backward(loss * share)
+        del logits, loss  # the policy's graph goes before the value's comes: activations are held once
+        with self.roles.value_pass():
+            with self.accelerator.autocast():
+                values = self.roles.values(ids, attention_mask)[:, -n - 1 : -1]
+            loss, seen_of_value = self._value_loss(batch, micro, values)
+            self._backward(loss * share)
+        return seen | seen_of_value
+
+    def _policy_loss(self, batch: Rollout, micro: Tensor, ids: Tensor, logits: Tensor) -> tuple[Tensor, dict]:
+        """The clipped policy loss of some rows, with what else is asked to be in it; and what to watch."""
+        args, n = self.args, logits.shape[1]
+        mask, old_logps, advantages = (x[micro, -n:] for x in (batch.mask, batch.logps, batch.advantages))
+        logits = logits / args.temperature
         logps = losses.token_logps(logits, ids[:, -n:])
         loss = total = losses.ppo_policy_loss(logps, old_logps, advantages, mask, args.cliprange)
         if args.kl_in_loss:
@@ -221,9 +243,8 @@ class PPOTrainer(PPOLoop):
             entropy = losses.masked_mean(losses.token_entropy(logits), mask)
         if args.entropy_coef:
             total = total - args.entropy_coef * entropy
-        self._backward(total * share)
         watched = losses.ppo_policy_stats(logps.detach(), old_logps, advantages, mask, args.cliprange)
-        return {
+        return total, {
             "loss/policy_avg": loss,
             "policy/approxkl_avg": watched["approxkl"],
             "policy/clipfrac_avg": watched["clipfrac"],
@@ -231,18 +252,12 @@ class PPOTrainer(PPOLoop):
             "val/ratio": watched["ratio"],
         }
 
-    def _value_loss(self, batch: Rollout, micro: Tensor, share: Tensor) -> dict[str, Tensor]:
-        """Backward of the clipped value loss; after the policy's graph is freed, so activations are held once."""
-        args = self.args
-        ids, attention_mask, n = batch.rows(micro)
-        mask, old_values, returns = (x[micro, -n:] for x in (batch.mask, batch.values, batch.returns))
-        with self.roles.value_pass():
-            with self.accelerator.autocast():
-                values = self.roles.values(ids, attention_mask)[:, -n - 1 : -1].float()
-            loss = losses.ppo_value_loss(values, old_values, returns, mask, args.cliprange_value)
-            self._backward(args.vf_coef * loss * share)
-        watched = losses.ppo_value_stats(values.detach(), old_values, returns, mask, args.cliprange_value)
-        return {"loss/value_avg": loss, "val/clipfrac_avg": watched["clipfrac"]}
+    def _value_loss(self, batch: Rollout, micro: Tensor, values: Tensor) -> tuple[Tensor, dict]:
+        """vf_coef times the clipped value loss of some rows; and what to watch."""
+        mask, old_values, returns = (x[micro, -values.shape[1] :] for x in (batch.mask, batch.values, batch.returns))
+        known = (values.float(), old_values, returns, mask, self.args.cliprange_value)
+        loss, watched = losses.ppo_value_loss(*known), losses.ppo_value_stats(*known)
+        return self.args.vf_coef * loss, {"loss/value_avg": loss, "val/clipfrac_avg": watched["clipfrac"]}
 
     @torch.no_grad()
     def _culprit(self, batch: Rollout, minibatch: Tensor) -> list:

@@ -12,7 +12,7 @@ from rlhf_lab.models import load_policy, lora_config, save_adapter
 from rlhf_lab.profiles import Profile
 from rlhf_lab.stages.common import Job, StageResult, run_trainer, stage
 
-CODE = ("stages/ppo.py", "ppo", "losses.py", "returns.py", "sampling.py")
+CODE = ("stages/ppo.py", "ppo", "losses.py", "returns.py", "sampling.py", "forward.py")
 
 
 def run(
@@ -46,8 +46,8 @@ def _train(job: Job) -> tuple[dict[str, float], list[dict]]:
         peft_config=lora_config(job.profile, "CAUSAL_LM"),
     )
     history = run_trainer(trainer, "PPO")
-    trainer.model.delete_adapter("reward")
-    trainer.model.delete_adapter("value")
+    for name in set(trainer.model.peft_config) - {"default"}:  # the reward's, and the value's where it has one
+        trainer.model.delete_adapter(name)
     save_adapter(trainer.model, tokenizer, job.inputs["model"], job.folder)
     last = history[-1]
     return {"score": last["objective/scores"], "kl": last["objective/kl"]}, history

@@ -27,7 +27,7 @@ POINTS = {
     "sampled": (engine, "sample", 3, "after"),
     "score": ("trainer", "score", 3, "before"),
     "advantages": ("trainer", "compute_advantages", 2, "after"),
-    "backward": ("trainer", "_value_loss", 7, "after"),
+    "backward": ("trainer", "_micro_step", 7, "after"),
     "optimizer": ("trainer", "_minibatch_step", 6, "after"),
     "save, first file": (loop, "save_file", 3, "after"),
     "save, model": ("trainer", "save_model", 2, "after"),

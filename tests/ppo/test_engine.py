@@ -1,7 +1,9 @@
 """The PPO engine on a Llama of a few thousand parameters: what must hold whatever the hyperparameters."""
 
+import inspect
 import json
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,18 +16,18 @@ from rlhf_lab.ppo import PPOConfig, PPOTrainer
 from rlhf_lab.ppo.rollout import response_mask
 from rlhf_lab.rewards import score_by_function
 
+# Recorded from TRL 1.12.0 by record_trl_1_12.py.
+TRL = json.loads(Path(__file__).with_name("trl_1_12.json").read_text(encoding="utf-8"))
+
 
 def test_config_has_trl_1_12s_fields_and_defaults():
-    # trl 1.12.0, trl/experimental/ppo/ppo_config.py
-    expected = {
-        "learning_rate": 3e-6, "logging_steps": 10, "num_mini_batches": 1, "total_episodes": None,
-        "local_rollout_forward_batch_size": 64, "num_sample_generations": 10, "response_length": 53,
-        "stop_token": None, "stop_token_id": None, "temperature": 0.7, "missing_eos_penalty": None,
-        "num_ppo_epochs": 4, "whiten_rewards": False, "kl_coef": 0.05, "kl_estimator": "k1", "cliprange": 0.2,
-        "vf_coef": 0.1, "cliprange_value": 0.2, "gamma": 1.0, "lam": 0.95, "gradient_checkpointing": True,
-    }  # fmt: skip
     ours = {field.name: field.default for field in fields(PPOConfig)}
-    assert {name: ours[name] for name in expected} == expected
+    assert {name: ours.get(name, "missing") for name in TRL["fields"]} == TRL["fields"]
+    assert PPOConfig(output_dir="unused", use_cpu=True).bf16 is True  # None means on, unless fp16 is
+
+
+def test_trainer_takes_trl_1_12s_arguments_in_their_order():
+    assert list(inspect.signature(PPOTrainer).parameters) == TRL["arguments"]
 
 
 def test_response_mask_ends_with_the_first_stop_token():
@@ -193,12 +195,7 @@ def test_separate_models_as_in_trl_1_12(tokenizer, tmp_path):
     )  # fmt: skip
     t.train()
     assert t.state.global_step == 2
-    logged = {
-        "eps", "objective/kl", "objective/entropy", "objective/non_score_reward", "objective/rlhf_reward",
-        "objective/scores", "policy/approxkl_avg", "policy/clipfrac_avg", "loss/policy_avg", "loss/value_avg",
-        "val/clipfrac_avg", "policy/entropy_avg", "val/ratio", "val/ratio_var", "val/num_eos_tokens", "lr", "episode",
-    }  # fmt: skip
-    assert logged <= set(t.state.log_history[0])  # trl 1.12.0, PPOTrainer.train
+    assert set(TRL["logged"]) <= set(t.state.log_history[0])
 
 
 @pytest.mark.parametrize(

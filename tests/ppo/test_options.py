@@ -28,7 +28,7 @@ def moved(t):
 def gradient_of(t, batch, by_hand):
     """(the engine's gradient of the policy when no advantage speaks, the same by autograd of `by_hand`)."""
     batch.advantages.zero_()
-    t._policy_loss(batch, torch.arange(8), torch.tensor(1.0))
+    t._micro_step(batch, torch.arange(8), torch.tensor(1.0))
     policy = {n: p for n, p in t._trained().items() if ".default." in n}
     engine = {n: p.grad.clone() for n, p in policy.items()}
     ids, mask, n = batch.rows(torch.arange(8))
@@ -78,8 +78,7 @@ def test_gradient_checkpointing_changes_no_gradient(tokenizer, tmp_path):
         t = moved(trainer(tokenizer, tmp_path, gradient_checkpointing=checkpointing))
         batch = filled(t)
         t.model.train()
-        for loss in (t._policy_loss, t._value_loss):
-            loss(batch, torch.arange(8), torch.tensor(1.0))
+        t._micro_step(batch, torch.arange(8), torch.tensor(1.0))
         kept.append({n: p.grad.clone() for n, p in t._trained().items() if p.grad is not None})
     plain, checkpointed = kept
     assert plain.keys() == checkpointed.keys() and any(".value." in name for name in plain)
@@ -174,3 +173,50 @@ def test_a_pad_token_that_the_model_has_no_row_for_is_never_looked_up(tmp_path):
     t = trainer(tokenizer, tmp_path, model=model)
     t.train()
     assert t.state.global_step == 2
+
+
+def test_a_shared_value_is_one_pass_and_the_gradient_of_both_losses(tokenizer, tmp_path):
+    """Against the two losses on a plain forward pass, differentiated by autograd."""
+    t = moved(trainer(tokenizer, tmp_path, shared_value=True, vf_coef=0.7))
+    assert not any(".value." in name for name in t._trained()) and "value_head.weight" in t._trained()
+    with torch.no_grad():
+        t.roles.value_head.weight.normal_(generator=torch.Generator().manual_seed(2))
+    batch, rows = filled(t), torch.arange(8)
+    batch.returns += 0.5  # or the value starts where it should end
+    t._micro_step(batch, rows, torch.tensor(1.0))
+    engine = {n: p.grad.clone() for n, p in t._trained().items()}
+    ids, mask, n = batch.rows(rows)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    output = t.model(ids, attention_mask=mask, position_ids=positions, output_hidden_states=True)
+    logps = output.logits[:, -n - 1 : -1].log_softmax(-1).gather(2, ids[:, -n:, None]).squeeze(2)
+    values = (output.hidden_states[-1] @ t.roles.value_head.weight.T).squeeze(2)[:, -n - 1 : -1]
+    counted, kept = batch.mask[:, -n:], lambda x: x[:, -n:][batch.mask[:, -n:]]
+    ratio = (logps[counted] - kept(batch.logps)).exp()
+    policy = -(ratio * kept(batch.advantages)).mean()  # at the policy that sampled nothing is clipped
+    value = 0.5 * (values[counted] - kept(batch.returns)).square().mean()
+    torch.testing.assert_close(values[counted].detach(), kept(batch.values))
+    expected = torch.autograd.grad(policy + 0.7 * value, list(t._trained().values()))
+    for name, gradient in zip(engine, expected, strict=True):
+        torch.testing.assert_close(engine[name], gradient, atol=1e-6, rtol=1e-4)
+
+
+def test_a_shared_value_needs_one_base(tokenizer, tmp_path):
+    value = tiny(tokenizer, LlamaForSequenceClassification, num_labels=1)
+    with pytest.raises(ValueError, match="shared_value needs peft_config"):
+        PPOTrainer(
+            args=PPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, shared_value=True, report_to="none"),
+            processing_class=tokenizer,
+            model=tiny(tokenizer),
+            reward_model=lambda prompts, completions: [0.0] * len(prompts),
+            value_model=value,
+            train_dataset=Dataset.from_list([{"prompt": "Hi."}]),
+        )
+
+
+def test_generation_from_merged_weights_draws_what_the_adapters_draw(tokenizer, tmp_path):
+    drawn = []
+    for merge in (False, True):
+        t = moved(trainer(tokenizer, tmp_path, merge_for_generation=merge))
+        t._start(None)
+        drawn.append(t.rollout(t._next_rows()).input_ids)
+    assert torch.equal(*drawn)
