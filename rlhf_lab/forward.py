@@ -52,7 +52,7 @@ def scores(classifier, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     return classifier.score(at_last_token(hidden, attention_mask)).squeeze(-1).float()
 
 
-def read_in_fp32(head: nn.Module, hidden: Tensor) -> Tensor:
+def read_in_fp32(head: nn.Linear, hidden: Tensor) -> Tensor:
     """A head of one output on the states, whatever precision the model has: (..., hidden) -> (...)."""
     with torch.autocast(hidden.device.type, enabled=False):
-        return head(hidden.float()).squeeze(-1)
+        return nn.functional.linear(hidden.float(), head.weight.float()).squeeze(-1)

@@ -8,12 +8,8 @@ __all__ = ["PPOConfig", "PPOTrainer"]
 
 
 def __getattr__(name: str):
-    if name == "PPOConfig":
-        from rlhf_lab.ppo.config import PPOConfig
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from rlhf_lab.ppo import trainer
 
-        return PPOConfig
-    if name == "PPOTrainer":
-        from rlhf_lab.ppo.trainer import PPOTrainer
-
-        return PPOTrainer
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(trainer, name)

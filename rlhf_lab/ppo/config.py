@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -17,6 +18,9 @@ class PPOConfig(TrainingArguments):
     Sizes: a batch of `per_device_train_batch_size * gradient_accumulation_steps` episodes on each process is sampled,
     then trained on `num_ppo_epochs` times, in `num_mini_batches` optimizer steps a time. Each minibatch passes through
     the model `per_device_train_batch_size` rows at once; that changes memory, not the gradient.
+
+    `deepspeed={"zero_optimization": {"stage": 2}}`, or 1, divides the optimizer's state between processes. Optimizer,
+    schedule and clipping stay those set here.
     """
 
     # Defaults that differ from TrainingArguments', as in TRL.
@@ -28,17 +32,13 @@ class PPOConfig(TrainingArguments):
     dataset_num_proc: int | None = field(default=None, metadata={"help": "Processes that tokenise the prompts."})
     num_mini_batches: int = field(default=1, metadata={"help": "Optimizer steps in one pass over a batch."})
     total_episodes: int | None = field(default=None, metadata={"help": "Episodes in all; else num_train_epochs says."})
-    local_rollout_forward_batch_size: int = field(
-        default=64, metadata={"help": "Rows at once in the passes without gradient."}
-    )
+    local_rollout_forward_batch_size: int = field(default=64, metadata={"help": "Rows at once without gradient."})
     num_sample_generations: int = field(default=10, metadata={"help": "How often to show sample completions."})
     response_length: int = field(default=53, metadata={"help": "Longest reply, in tokens."})
     stop_token: Literal["eos"] | None = field(default=None, metadata={"help": "'eos', which is also what None does."})
     stop_token_id: int | None = field(default=None, metadata={"help": "End of a reply, if not the tokenizer's eos."})
     temperature: float = field(default=0.7, metadata={"help": "Of sampling and of scoring: they must be the same."})
-    missing_eos_penalty: float | None = field(
-        default=None, metadata={"help": "Taken off the score of a reply that did not end by itself."}
-    )
+    missing_eos_penalty: float | None = field(default=None, metadata={"help": "Off the score if a reply has no end."})
     sft_model_path: str = field(default="EleutherAI/pythia-160m", metadata={"help": "For scripts; not read here."})
     reward_model_path: str = field(default="EleutherAI/pythia-160m", metadata={"help": "For scripts; not read here."})
     world_size: int | None = field(default=None, metadata={"help": "Processes; set by the trainer."})
@@ -63,27 +63,20 @@ class PPOConfig(TrainingArguments):
     ds3_gather_for_generation: bool = field(default=True, metadata={"help": "Gather ZeRO-3 weights to generate."})
 
     # Ours.
-    generation_batch_size: int | None = field(
-        default=None, metadata={"help": "Rows at once in generation; else local_rollout_forward_batch_size."}
-    )
-    merge_for_generation: bool = field(
-        default=False, metadata={"help": "Sample from a copy of the weights with LoRA folded in: faster, more memory."}
-    )
-    shared_value: bool = field(
-        default=False, metadata={"help": "The value is a head on the policy's states, not an adapter: half the passes."}
-    )
+    generation_batch_size: int | None = field(default=None, metadata={"help": "Rows sampled at once; else as scored."})
+    merge_for_generation: bool = field(default=False, metadata={"help": "Sample from a copy with LoRA folded in."})
+    shared_value: bool = field(default=False, metadata={"help": "Value: a head on the policy's states, no adapter."})
     adap_kl_ctrl: bool = field(default=False, metadata={"help": "Let kl_coef follow `target` (Ziegler et al. 2019)."})
     target: float = field(default=6.0, metadata={"help": "KL a reply, in nats, that the adaptive controller holds."})
     horizon: float = field(default=10_000, metadata={"help": "Episodes over which the controller reacts."})
     kl_in_loss: bool = field(default=False, metadata={"help": "kl_coef * KL in the loss, not in the reward."})
     entropy_coef: float = field(default=0.0, metadata={"help": "Weight of an entropy bonus in the loss."})
-    target_kl: float | None = field(
-        default=None, metadata={"help": "Stop the passes over a batch once the new policy is this far from the old."}
-    )
+    target_kl: float | None = field(default=None, metadata={"help": "KL to the old policy that ends a batch's passes."})
     max_prompt_length: int | None = field(default=None, metadata={"help": "Longest prompt; longer ones are refused."})
 
     def __post_init__(self) -> None:
         self.bf16 = not self.fp16 if self.bf16 is None else self.bf16
+        self.world_size = int(os.environ.get("WORLD_SIZE", 1))  # what DeepSpeed's "auto" sizes are worked out from
         super().__post_init__()
         if self.stop_token not in (None, "eos"):
             raise ValueError(f"stop_token must be 'eos' or None, got {self.stop_token!r}")
@@ -96,6 +89,4 @@ class PPOConfig(TrainingArguments):
         if self.temperature <= 0:
             raise ValueError(f"temperature must be above 0 to sample, got {self.temperature}")
         if self.missing_eos_penalty is not None and self.missing_eos_penalty < 0:
-            raise ValueError(
-                f"missing_eos_penalty is taken off the score: it must be >= 0, got {self.missing_eos_penalty}"
-            )
+            raise ValueError(f"missing_eos_penalty is taken off: it must be >= 0, got {self.missing_eos_penalty}")

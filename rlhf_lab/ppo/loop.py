@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import Trainer, TrainerState
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints
+from transformers.utils.versions import require_version
 
 from rlhf_lab.checkpoints import last_good, require_whole, seal
 from rlhf_lab.errors import UserError
@@ -33,19 +34,20 @@ class PPOLoop(Trainer):
     """The part of PPOTrainer that is not PPO. `self.roles` is set before this __init__."""
 
     def __init__(self, args, data_collator=None, **kwargs) -> None:
-        args.remove_unused_columns = False
-        args.average_tokens_across_devices = False
+        args.remove_unused_columns = args.average_tokens_across_devices = False
         super().__init__(args=args, data_collator=data_collator or (lambda rows: rows), **kwargs)
         self._collates = data_collator is not None
         self._set_sizes()
+        zero = self.accelerator.state.deepspeed_plugin
+        if zero and (zero.zero_stage not in (1, 2) or {"optimizer", "scheduler"} & zero.deepspeed_config.keys()):
+            raise UserError("PPO runs under ZeRO-1 and ZeRO-2, with an optimizer and a schedule of its own",
+                            where="deepspeed", fix="Set stage to 2 and leave out optimizer and scheduler")  # fmt: skip
         self.roles.to(self.accelerator.device)
         tokenizer = self.processing_class
         self.stop_id = tokenizer.eos_token_id if args.stop_token_id is None else args.stop_token_id
-        self.kl_controller = (
-            AdaptiveKLController(args.kl_coef, args.target, args.horizon)
-            if args.adap_kl_ctrl
-            else FixedKLController(args.kl_coef)
-        )
+        self.kl_controller = FixedKLController(args.kl_coef)
+        if args.adap_kl_ctrl:
+            self.kl_controller = AdaptiveKLController(args.kl_coef, args.target, args.horizon)
         self.episode = 0
 
     def _set_sizes(self) -> None:
@@ -57,9 +59,7 @@ class PPOLoop(Trainer):
         args.micro_batch_size = args.per_device_train_batch_size * world
         args.batch_size = args.local_batch_size * world
         if args.local_batch_size % args.num_mini_batches:
-            raise ValueError(
-                f"a batch of {args.local_batch_size} episodes does not divide into {args.num_mini_batches} minibatches"
-            )
+            raise ValueError(f"{args.local_batch_size} episodes do not divide into {args.num_mini_batches} minibatches")
         args.local_mini_batch_size = args.local_batch_size // args.num_mini_batches
         args.mini_batch_size = args.local_mini_batch_size * world
         args.num_total_batches = math.ceil(args.total_episodes / args.batch_size)
@@ -70,15 +70,15 @@ class PPOLoop(Trainer):
     def _start(self, resume_from_checkpoint: str | bool | None) -> None:
         args = self.args
         self.state.max_steps, self.state.num_train_epochs = args.num_total_batches, math.ceil(args.num_train_epochs)
-        self.state.is_world_process_zero = self.is_world_process_zero()
-        self.state.is_local_process_zero = self.is_local_process_zero()
         self.state.compute_steps(args, args.num_total_batches)
         if args.gradient_checkpointing:
-            old = "gradient_checkpointing_enable"  # its name in older transformers
-            enable = getattr(self.model, "activation_checkpointing_enable", None) or getattr(self.model, old)
-            enable(args.gradient_checkpointing_kwargs)
-        self.create_optimizer_and_scheduler(num_training_steps=args.num_total_batches)
+            new, old = "activation_checkpointing_enable", "gradient_checkpointing_enable"  # in older transformers
+            getattr(self.model, new if hasattr(self.model, new) else old)(args.gradient_checkpointing_kwargs)
+        self.create_optimizer()
+        if self.is_deepspeed_enabled:
+            self._start_deepspeed()
         self.optimizer = self.accelerator.prepare_optimizer(self.optimizer)
+        self.create_scheduler(args.num_total_batches)
         self.callback_handler.optimizer, self.callback_handler.lr_scheduler = self.optimizer, self.lr_scheduler
         torch.manual_seed(args.seed + 100_003 * self.accelerator.process_index)
         folder = last_good(args.output_dir) if resume_from_checkpoint is True else resume_from_checkpoint
@@ -196,11 +196,9 @@ class PPOLoop(Trainer):
         if self.is_world_process_zero():
             Console().print(table)
 
-    def create_model_card(self, model_name=None, dataset_name=None, tags=None, **kwargs) -> None:
-        """Trainer's card by TRL's argument names, so that `push_to_hub(dataset_name=...)` works; tagged as ours."""
-        tags = [tags] if isinstance(tags, str) else list(tags or ())
-        kwargs.setdefault("dataset", dataset_name)
-        super().create_model_card(model_name=model_name, tags=tags + [*self._tag_names], **kwargs)
+    def create_model_card(self, model_name=None, dataset_name=None, **kwargs) -> None:
+        """Trainer's card by TRL's argument names, so that `push_to_hub(dataset_name=...)` works."""
+        super().create_model_card(model_name=model_name, **({"dataset": dataset_name} | kwargs))
 
     # ---------------------------------------------------------------- the optimizer, on one process or many
 
@@ -212,28 +210,42 @@ class PPOLoop(Trainer):
         """Trainer's, over policy and value."""
         return super().create_optimizer(self.roles)
 
+    def _start_deepspeed(self) -> None:
+        require_version("deepspeed>=0.19.8", "pip install 'rlhf_lab[deepspeed]'")
+        args, plugin = self.args, self.accelerator.deepspeed_plugin
+        plugin.hf_ds_config.trainer_config_finalize(args, self.model, args.num_total_batches)
+        plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = args.per_device_train_batch_size
+        # Ours: the norm to clip at, and when to step, which is not after a fixed number of backward passes.
+        plugin.deepspeed_config.update(gradient_clipping=args.max_grad_norm, managed_gradient_accumulation=False)
+        engine = torch.nn.Identity()  # DeepSpeed makes ready in its forward, through which we only send the loss
+        engine.roles = self.roles
+        self.model_wrapped, self.optimizer = self.accelerator.prepare(engine, self.optimizer)
+
+    def _backward(self, loss: Tensor) -> None:
+        """Shares are of all processes' tokens: gradients add up to that of one big minibatch."""
+        if not self.is_deepspeed_enabled:
+            return self.accelerator.backward(loss)
+        loss = self.model_wrapped(loss * self.accelerator.num_processes)  # DeepSpeed takes the mean over processes
+        self.model_wrapped.backward(loss, scale_wrt_gas=False)
+
     def _gradient_norm(self) -> Tensor:
-        """Clip the gradient. Shares are of all processes' tokens: gradients add up to that of one big minibatch."""
+        """Add gradients up over processes, clip them, return the norm before. DeepSpeed takes its step here too."""
         parameters = list(self._trained().values())
-        if self.accelerator.num_processes > 1:
-            for parameter in parameters:
-                if parameter.grad is not None:
-                    torch.distributed.all_reduce(parameter.grad)
-        return self.accelerator.clip_grad_norm_(parameters, self.args.max_grad_norm or float("inf"))
+        if self.is_deepspeed_enabled:
+            self.model_wrapped.step()
+        elif self.accelerator.num_processes > 1:
+            for gradient in (p.grad for p in parameters if p.grad is not None):
+                torch.distributed.all_reduce(gradient)
+        return torch.as_tensor(self.accelerator.clip_grad_norm_(parameters, self.args.max_grad_norm or float("inf")))
 
     def _sum_over_processes(self, value: Tensor) -> Tensor:
         return self.accelerator.reduce(value, "sum") if self.accelerator.num_processes > 1 else value
 
     def _whiten(self, x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
         """`whiten` over the batch of all processes."""
-        if self.accelerator.num_processes == 1:
-            return whiten(x, mask, shift_mean)
-        everyone = (
-            self.accelerator.gather(self.accelerator.pad_across_processes(t, dim=1, pad_first=True))
-            for t in (x, mask.long())
-        )
+        padded = self.accelerator.pad_across_processes((x, mask.long()), dim=1, pad_first=True)
         mine = slice(self.accelerator.process_index * len(x), (self.accelerator.process_index + 1) * len(x))
-        return whiten(*everyone, shift_mean)[mine, -x.shape[1] :]
+        return whiten(*self.accelerator.gather(padded), shift_mean)[mine, -x.shape[1] :]
 
     # ---------------------------------------------------------------- checkpoints
 
@@ -245,7 +257,7 @@ class PPOLoop(Trainer):
 
     def _save_checkpoint(self, model, trial) -> None:
         """Trainer's checkpoint, plus what the value trained and the KL coefficient; sealed when whole."""
-        run_dir, limit = self._get_output_dir(trial=trial), self.args.save_total_limit
+        run_dir, limit, push = self._get_output_dir(trial=trial), self.args.save_total_limit, self.args.push_to_hub
         folder = Path(run_dir) / f"checkpoint-{self.state.global_step}"
         if self.is_world_process_zero():
             shutil.rmtree(folder, ignore_errors=True)
@@ -254,21 +266,33 @@ class PPOLoop(Trainer):
             record = {"kl_coef": self.kl_controller.value, "episode": self.episode}
             (folder / PPO_STATE).write_text(json.dumps(record), encoding="utf-8")
         self.accelerator.wait_for_everyone()
-        self.args.save_total_limit = None  # older ones go only once this one is whole
+        # Only once it is whole older ones go, and it is pushed.
+        self.args.save_total_limit, self.args.push_to_hub = None, False
         super()._save_checkpoint(model, trial)
-        self.args.save_total_limit = limit
+        self.args.save_total_limit, self.args.push_to_hub = limit, push
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
             seal(folder)
             rotate_checkpoints(output_dir=run_dir, save_total_limit=limit, use_mtime=True)
+            if push:
+                self._push_from_checkpoint(os.fspath(folder))
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Trainer's, as without DeepSpeed: up to ZeRO-2 every process holds the whole policy."""
+        enabled, self.is_deepspeed_enabled = self.is_deepspeed_enabled, False
+        super().save_model(output_dir, _internal_call)
+        self.is_deepspeed_enabled = enabled
 
     def _load(self, folder: Path) -> None:
         weights = load_file(folder / TRAINED_WEIGHTS)
         record = json.loads((folder / PPO_STATE).read_text(encoding="utf-8"))
         state = TrainerState.load_from_json(os.fspath(folder / "trainer_state.json"))
         trained = self._trained()
-        if weights.keys() != trained.keys():
-            raise UserError("checkpoint is of another model", where=str(folder), fix="Name the model it was made with")
+        if weights.keys() != trained.keys() or (folder / "latest").is_file() != self.is_deepspeed_enabled:
+            raise UserError("checkpoint is of another model, or only one of it and this run uses DeepSpeed",
+                            where=str(folder), fix="Name the model and set deepspeed as it was made with")  # fmt: skip
+        if self.is_deepspeed_enabled:
+            self.model_wrapped.load_checkpoint(os.fspath(folder), load_module_strict=False)
         with torch.no_grad():
             for name, parameter in trained.items():
                 parameter.copy_(weights[name])

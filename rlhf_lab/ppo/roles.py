@@ -163,6 +163,5 @@ def assign_roles(args, model, ref_model, reward, value_model, peft_config) -> Se
         raise ValueError("a reward adapter's folder needs peft_config and no value_model or ref_model")
     if ref_model is None and not isinstance(model, PeftModel):
         ref_model = deepcopy(model).eval()
-    return SeparateRoles(
-        model, ref_model, value_model, reward, args.ref_adapter_name, args.model_adapter_name or "default"
-    )
+    adapter = args.model_adapter_name or "default"
+    return SeparateRoles(model, ref_model, value_model, reward, args.ref_adapter_name, adapter)

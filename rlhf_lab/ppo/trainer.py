@@ -46,8 +46,6 @@ class PPOTrainer(PPOLoop):
         peft_config: LoRA of the policy, and of the value where it shares the base.
     """
 
-    _tag_names = ("rlhf-lab", "ppo")
-
     def __init__(
         self,
         args: PPOConfig,
@@ -85,15 +83,10 @@ class PPOTrainer(PPOLoop):
         self.roles = assign_roles(args, model, ref_model, network, value_model, peft_config)
         disable_dropout(self.roles)
         super().__init__(
-            args=args,
-            model=model,
-            processing_class=processing_class,
-            train_dataset=train_dataset,
-            data_collator=data_collator,
-            eval_dataset=eval_dataset,
-            optimizers=optimizers,
-            callbacks=callbacks,
-        )
+            args, data_collator, model=model, processing_class=processing_class, train_dataset=train_dataset,
+            eval_dataset=eval_dataset, optimizers=optimizers, callbacks=callbacks,
+        )  # fmt: skip
+        model.add_model_tags(["rlhf-lab", "ppo"])
 
     def train(self, resume_from_checkpoint: str | bool | None = None) -> TrainOutput:
         """Run `total_episodes` episodes. Resumes from a checkpoint folder with the same results as without a break."""
@@ -204,7 +197,7 @@ class PPOTrainer(PPOLoop):
             for name, number in self._micro_step(batch, micro, share).items():
                 totals[name] += number.detach() * share
         norm = self._gradient_norm()
-        if not torch.isfinite(norm) and self.accelerator.scaler is None:  # fp16's scaler skips such a step by itself
+        if not torch.isfinite(norm) and self.accelerator.mixed_precision != "fp16":  # which skips such a step itself
             raise self._stop(
                 f"the gradient is {norm.item()}", "Lower the learning rate", *self._culprit(batch, minibatch)
             )
@@ -222,18 +215,18 @@ class PPOTrainer(PPOLoop):
                 logits, values = self.roles.logits_and_values(ids, attention_mask, n + 1)
             policy_loss, seen = self._policy_loss(batch, micro, ids, logits[:, :-1])
             value_loss, seen_of_value = self._value_loss(batch, micro, values[:, :-1])
-            self.accelerator.backward((policy_loss + value_loss) * share)
+            self._backward((policy_loss + value_loss) * share)
             return seen | seen_of_value
         with self.accelerator.autocast():
             logits = self.roles.logits(ids, attention_mask, n + 1)
         loss, seen = self._policy_loss(batch, micro, ids, logits[:, :-1])
-        self.accelerator.backward(loss * share)
+        self._backward(loss * share)
         del logits, loss  # the policy's graph goes before the value's comes: activations are held once
         with self.roles.value_pass():
             with self.accelerator.autocast():
                 values = self.roles.values(ids, attention_mask)[:, -n - 1 : -1]
             loss, seen_of_value = self._value_loss(batch, micro, values)
-            self.accelerator.backward(loss * share)
+            self._backward(loss * share)
         return seen | seen_of_value
 
     def _policy_loss(self, batch: Rollout, micro: Tensor, ids: Tensor, logits: Tensor) -> tuple[Tensor, dict]:
