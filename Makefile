@@ -42,6 +42,8 @@ notebooks: $(STAMP)
 	@$(BIN)/python -m rlhf_lab.lessons
 
 bench: $(STAMP)
-	@echo "Timing the chain and the sliders; leave the machine alone meanwhile."
+	@echo "The chain, the sliders, PPO beside TRL's: leave the machine alone meanwhile, about an hour on two cores."
 	@$(BIN)/python bench/chain.py
 	@$(BIN)/python bench/sliders.py
+	@$(BIN)/python bench/ppo_vs_trl.py
+	@$(BIN)/python bench/ppo_quality.py

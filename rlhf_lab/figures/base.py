@@ -10,12 +10,15 @@ from __future__ import annotations
 import base64
 import functools
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import matplotlib.style
+import numpy as np
 from matplotlib.figure import Figure
+
+from rlhf_lab.evaluate import Interval
 
 
 class Look(NamedTuple):
@@ -135,3 +138,10 @@ def described(figure: LabFigure, text: str) -> LabFigure:
 def legend_above(figure: LabFigure, axes) -> None:
     handles, names = axes.get_legend_handles_labels()
     figure.legend(handles, names, loc="outside upper left", ncols=max(1, len(names)), handlelength=2.2)
+
+
+def spread(intervals: Sequence[Interval]) -> np.ndarray:
+    """Distances (2, n) from value to low and to high, as errorbar takes them; never below 0."""
+    below = [max(0.0, interval.value - interval.low) for interval in intervals]
+    above = [max(0.0, interval.high - interval.value) for interval in intervals]
+    return np.array([below, above])

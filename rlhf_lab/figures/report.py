@@ -19,6 +19,7 @@ from rlhf_lab.figures.base import (
     legend_above,
     look,
     new_figure,
+    spread,
     styled,
 )
 
@@ -62,7 +63,7 @@ def win_rates(rates: Mapping[str, Interval], *, baseline: str = "SFT", n: int | 
     for row, (model, rate) in enumerate(rates.items()):
         style = look(model)
         axes.errorbar(
-            rate.value, row, xerr=_spread([rate]), fmt=style.marker, color=style.colour, markersize=9, **ERROR_BARS
+            rate.value, row, xerr=spread([rate]), fmt=style.marker, color=style.colour, markersize=9, **ERROR_BARS
         )
         axes.annotate(str(rate), (rate.value, row), (0, 9), textcoords="offset points", ha="center", va="bottom")
     axes.axvline(0.5, color=FAINT, linestyle="--", linewidth=1.2)
@@ -131,7 +132,7 @@ def kl_and_reward(
     for model, (kl, gold) in points.items():
         style = look(model)
         axes.errorbar(
-            kl.value, gold.value, xerr=_spread([kl]), yerr=_spread([gold]),
+            kl.value, gold.value, xerr=spread([kl]), yerr=spread([gold]),
             fmt=style.marker, color=style.colour, markersize=9, label=style.label, **ERROR_BARS,
         )  # fmt: skip
         axes.annotate(style.label, (kl.value, gold.value), (9, 7), textcoords="offset points", weight="bold")
@@ -221,17 +222,10 @@ def stage_costs(seconds: Mapping[str, float], peak_mb: Mapping[str, float]) -> L
     return described(figure, f"What each stage cost. {'; '.join(told)}.")
 
 
-def _spread(intervals: Sequence[Interval]) -> np.ndarray:
-    """Distances (2, n) from value to low and to high, as errorbar takes them; never below 0."""
-    below = [max(0.0, interval.value - interval.low) for interval in intervals]
-    above = [max(0.0, interval.high - interval.value) for interval in intervals]
-    return np.array([below, above])
-
-
 def _bars(axes, at: Sequence[float], intervals: Sequence[Interval], width: float, style: Look) -> None:
     heights = [interval.value for interval in intervals]
     axes.bar(at, heights, width=width, color=style.colour, hatch=style.hatch, label=style.label)
-    axes.errorbar(at, heights, yerr=_spread(intervals), fmt="none", **ERROR_BARS)
+    axes.errorbar(at, heights, yerr=spread(intervals), fmt="none", **ERROR_BARS)
 
 
 def _running_mean(values: np.ndarray) -> np.ndarray:
