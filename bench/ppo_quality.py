@@ -26,7 +26,7 @@ from tqdm import tqdm
 ENGINES = {"trl": "TRL 1.12", "ours": "ours"}
 RESULTS = ROOT / "docs" / "ppo_quality.json"
 PROMPTS, SAMPLES, REPLIES = 48, 256, 8  # prompts; replies a prompt from SFT for the frontier, and from each policy
-BETAS = (4, 3, 2, 1.5, 1.2, 1, 0.8, 0.6, 0.5, 0.4)
+BETAS = (4, 3, 2, 1.5, 1.2, 1, 0.8, 0.6, 0.5, 0.4, 0.35, 0.3, 0.25, 0.22, 0.2, 0.18, 0.16)
 SETTINGS = {
     "num_mini_batches": 2,
     "num_ppo_epochs": 2,
