@@ -42,5 +42,6 @@ notebooks: $(STAMP)
 	@$(BIN)/python -m rlhf_lab.lessons
 
 bench: $(STAMP)
-	@echo "Timing the chain; leave the machine alone meanwhile."
+	@echo "Timing the chain and the sliders; leave the machine alone meanwhile."
 	@$(BIN)/python bench/chain.py
+	@$(BIN)/python bench/sliders.py
