@@ -3,10 +3,10 @@
     from rlhf_lab import explore
     explore.clipped_surrogate()
 
-as the last line of a cell shows the figure at its defaults, as a picture with its alt text, and below it the same
-figure with sliders. Without a running kernel the picture stays. A move of a slider moves the figure's artists, redraws
-them on an Agg canvas and puts the PNG in an image widget; under it a sentence says what is to be seen, for a screen
-reader too. Sliders take the arrow keys. Works with ipywidgets 7.7 and 8.
+as the last line of a cell shows the figure at its defaults, as a picture with its text alternative, and below it the
+same figure with sliders. Without a running kernel the picture stays. A move of a slider moves the figure's artists,
+redraws them on an Agg canvas and puts the PNG in an image widget; under it a sentence says what is to be seen, for a
+screen reader too. Sliders take the arrow keys. Works with ipywidgets 7.7 and 8.
 """
 
 from __future__ import annotations
@@ -65,7 +65,12 @@ class Explorer:
         return self._draw(**self._defaults)
 
     def _ipython_display_(self) -> None:
-        display(self.static())
+        static = self.static()
+        display(static)
+        # JupyterLab 4.6 drops the alt text of a PNG, so it stands beside it too.
+        words = figures.alt_text(static)
+        folded = f"<details><summary>The figure in words</summary>{html.escape(words)}</details>"
+        display({"text/html": folded, "text/plain": words}, raw=True)
         display(self.box)
 
     def _moved(self, change) -> None:
@@ -119,7 +124,7 @@ def clipped_surrogate() -> Explorer:
 
 def ratio_drift() -> Explorer:
     """How far the ratio goes in many steps on one rollout, without the clip and with it."""
-    rates = (0.05, 0.1, 0.15, 0.25, 0.4, 0.6, 1.0, 1.5, 2.0, 3.0)
+    rates = (0.05, 0.1, 0.15, 0.25, 0.4, 0.6, 1.0, 1.5)
     controls = {
         "learning_rate": _choice("learning rate", 0.25, rates, "Of plain gradient descent on four logits"),
         "clip_range": _slider("clip range ε", 0.2, 0.05, 0.5, 0.05, "The ratio is clipped to 1 - ε .. 1 + ε", ".2f"),

@@ -8,7 +8,7 @@ import numpy as np
 
 from rlhf_lab.evaluate import Z_95
 from rlhf_lab.figures.base import FAINT, INK, legend_above, styled
-from rlhf_lab.figures.live import BLUE, MARK, VERMILLION, LiveFigure, curve, note, panels, plain_log_axis
+from rlhf_lab.figures.live import BLUE, MARK, VERMILLION, LiveFigure, curve, note, note_above, panels, plain_log_axis
 from rlhf_lab.preferences import (
     bradley_terry_information,
     bradley_terry_probability,
@@ -33,9 +33,9 @@ def bradley_terry_curve(gap: float = 1.0, temperature: float = 0.5) -> LiveFigur
     line = curve(axes, GAPS, GAPS, color=BLUE, linewidth=2.2, label="this temperature")
     guide = curve(axes, color=VERMILLION, linestyle=":", linewidth=1.6)
     point = curve(axes, color=VERMILLION, **MARK)
-    told = note(axes, 0.98, 0.08, ha="right")
+    told = note_above(axes)
     legend_above(figure, axes)
-    axes.set_xlim(-6, 6)
+    axes.set_xlim(-6.15, 6.15)
     axes.set_ylim(0, 1.02)
     axes.set_xlabel("reward gap r(a) - r(b) (units of reward)")
     axes.set_ylabel("P(a is preferred)")
@@ -43,7 +43,7 @@ def bradley_terry_curve(gap: float = 1.0, temperature: float = 0.5) -> LiveFigur
     def update(gap: float, temperature: float) -> str:
         line.set_ydata(bradley_terry_probability(GAPS / temperature, 0))
         probability = bradley_terry_probability(gap / temperature, 0)
-        guide.set_data([gap, gap, -6], [0, probability, probability])
+        guide.set_data([gap, gap, -6.15], [0, probability, probability])
         point.set_data([gap], [probability])
         told.set_text(f"P = {probability:.3f}")
         return (
@@ -68,9 +68,9 @@ def elo_curves(rating_a: float = 2000, rating_b: float = 1600, shift: float = 0)
     )
     at_elo = curve(axes, color=BLUE, **MARK)
     at_odds = curve(axes, color=VERMILLION, **(MARK | {"marker": "s"}))
-    told = note(axes, 0.98, 0.06, ha="right")
+    told = note_above(axes)
     legend_above(figure, axes)
-    axes.set_xlim(1000, 3000)
+    axes.set_xlim(950, 3050)
     axes.set_ylim(0, 1.02)
     axes.set_xlabel("rating of player a (Elo points)")
     axes.set_ylabel("P(a beats b)")
@@ -84,8 +84,8 @@ def elo_curves(rating_a: float = 2000, rating_b: float = 1600, shift: float = 0)
         at_odds.set_data([a], [wrong])
         told.set_text(f"{a:.0f} against {b:.0f}: Elo {truth:.3f}, as odds {wrong:.3f}")
         return (
-            f"{a:.0f} against {b:.0f}: Elo says {truth:.3f}. The article's arithmetic, {a:.0f} / {a + b:.0f}, "
-            f"says {wrong:.3f}."
+            f"{a:.0f} against {b:.0f} is odds of {10 ** ((a - b) / 400):.3g} to 1: Elo says {truth:.3f}. The article's "
+            f"arithmetic, {a:.0f} / {a + b:.0f}, says {wrong:.3f}."
         )
 
     about = "The probability that player a beats player b over a's rating, by Elo and with ratings put in as odds."
@@ -114,7 +114,7 @@ def fitted_rewards(
                  label="truth r / T")  # fmt: skip
     intervals = [curve(left, color=BLUE, linewidth=1.8, marker="_", markersize=7) for _ in items]
     fitted = curve(left, color=BLUE, label="fitted, 95 % interval", **MARK)
-    missing = note(left, 0.5, 0.16, ha="center", va="center", color=VERMILLION)
+    missing = note(right, 0.04, 0.05)
     left.set_ylim(-7, 6)
     left.set_xlim(-0.6, len(truth) - 0.4)
     left.set_xticks(items, list("ABCDEFGHIJ"[: len(truth)]))
@@ -125,7 +125,7 @@ def fitted_rewards(
     measured = curve(right, color=BLUE, label="measured", **MARK)
     right.set_xscale("log")
     right.set_yscale("log")
-    right.set_xlim(10, 3000)
+    right.set_xlim(9, 3600)
     right.set_ylim(0.05, 10)
     plain_log_axis(right.xaxis, [10, 100, 1000])
     plain_log_axis(right.yaxis, [0.1, 1, 10])
@@ -144,7 +144,7 @@ def fitted_rewards(
         except ValueError:
             for artist in (fitted, measured, *intervals):
                 artist.set_data([], [])
-            missing.set_text("no finite estimate: some replies\ndid not both win and lose\nagainst the others")
+            missing.set_text("no finite estimate:\nsome replies did not both\nwin and lose against the others")
             return (
                 f"{n} comparisons at temperature {temperature:g}: no finite estimate, because some replies did not "
                 "both win and lose against the others."

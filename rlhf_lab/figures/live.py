@@ -56,8 +56,9 @@ class LiveFigure(LabFigure):
 
     def move(self, **numbers: Any) -> LiveFigure:
         """Show other numbers; those left out stay."""
-        self.numbers = self.numbers | numbers
-        self.says = self._update(**self.numbers)
+        numbers = self.numbers | numbers
+        self.says = self._update(**numbers)
+        self.numbers = numbers
         self.rlhf_alt = f"{self._about} {self.says}"
         return self
 
@@ -103,6 +104,11 @@ def note(axes: Axes, x: float = 0, y: float = 0, **style) -> Text:
     patch = {"facecolor": "white", "edgecolor": "none", "pad": 2}
     style = {"color": INK, "weight": "bold", "bbox": patch, "zorder": 4, **style}
     return _moving(axes.text(x, y, "", transform=axes.transAxes, **style))
+
+
+def note_above(axes: Axes) -> Text:
+    """A note over the right end of the axes, where no curve comes."""
+    return note(axes, 1, 1.02, ha="right", va="bottom")
 
 
 def bars(axes: Axes, x, heights, width: float, **style) -> BarContainer:

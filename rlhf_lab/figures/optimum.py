@@ -8,7 +8,18 @@ import numpy as np
 
 from rlhf_lab.exact import frontier, kl, optimal_policy, reward_of, total_variation
 from rlhf_lab.figures.base import FAINT, INK, LOOKS, legend_above, styled
-from rlhf_lab.figures.live import BLUE, GREEN, MARK, VERMILLION, LiveFigure, bars, curve, note, panels, set_heights
+from rlhf_lab.figures.live import (
+    BLUE,
+    GREEN,
+    MARK,
+    VERMILLION,
+    LiveFigure,
+    bars,
+    curve,
+    note_above,
+    panels,
+    set_heights,
+)
 
 BETAS = np.geomspace(0.05, 20, 60)
 MARGINS = np.linspace(-20, 20, 401)
@@ -87,10 +98,10 @@ def dpo_curves(margin: float = 0.0, beta: float = 0.3) -> LiveFigure:
         store.append(curve(axes, MARGINS, MARGINS, color=BLUE, linewidth=2.2, label="this β"))
         store.append(curve(axes, color=GREEN, linestyle=":", linewidth=2, label="IPO's target, 1 / (2β)"))
         store.append(curve(axes, color=VERMILLION, label="this h", **MARK))
-        axes.set_xlim(-20, 20)
+        axes.set_xlim(-20.6, 20.6)
         axes.set_xlabel("h = log-ratio of chosen - of rejected (nats)")
     legend_above(figure, left)
-    told = [note(axes, 0.97, 0.9, ha="right") for axes in (left, right)]
+    told = [note_above(axes) for axes in (left, right)]
     left.set_ylim(0, 4)
     left.set_ylabel("loss -log σ(β h) (nats)")
     right.set_ylim(0, 0.52)
@@ -145,7 +156,8 @@ def coverage_endpoints(
         where, shown = at - 0.4 + (place + 0.5) * width, {"color": style.colour, "hatch": style.hatch}
         drawn[name] = bars(left, where, probs[0], width, label=style.label, **shown)
     if ref_probs is not None:
-        left.plot(at, ref_probs, linestyle="none", marker="_", markersize=22, color=INK, label="reference")
+        dashes = {"linestyle": "none", "marker": "_", "markersize": 22, "zorder": 5}
+        curve(left, at, ref_probs, color=INK, label="reference", **dashes)
     top = 1.25 * max(np.max(probs) for probs in (optimum, *policies.values(), [0] if ref_probs is None else ref_probs))
     left.set_ylim(0, top)
     left.set_xlim(-0.6, len(at) - 0.4)

@@ -66,7 +66,7 @@ def clipped_surrogate(ratio: float = 1.5, clip_range: float = 0.2) -> LiveFigure
     handles = [Line2D([], [], color=INK, linewidth=2.4), Line2D([], [], color=FAINT, linestyle="--"),
                Line2D([], [], color=FAINT, linewidth=1, linestyle=":")]  # fmt: skip
     figure.legend(handles, ["with the clip", "without", "1 - ε and 1 + ε"], loc="outside upper left", ncols=3)
-    grid[0].set_xlim(0, 2)
+    grid[0].set_xlim(0, 2.06)
     grid[0].set_ylim(-2.1, 2.1)
     grid[2].set_ylim(-2.2, 2.2)
     grid[0].set_ylabel("objective\n(reward units)")
@@ -104,13 +104,13 @@ def ratio_drift(learning_rate: float = 0.25, clip_range: float = 0.2) -> LiveFig
     it there is as long as any, and afterwards the others' gradients move it through the softmax. So the clip slows the
     drift and bounds nothing.
     """
-    figure, (left, right) = panels(7.6, 3.9, 1, 2, sharey=True)
+    figure, (left, right) = panels(8.2, 3.9, 1, 2, sharey=True)
     steps, lines = np.arange(DRIFT_STEPS + 1), []
     for axes, title in ((left, "without the clip"), (right, "with the clip")):
         axes.axhline(1, color=FAINT, linewidth=1)
         lines.append([
             curve(axes, steps, steps, color=colour, linestyle=style, linewidth=2,
-                  label=f"A = {advantage:+.1f}, was {old:.1f}")
+                  label=f"A = {advantage:+.1f}, old p {old:.1f}")
             for (colour, style), advantage, old in zip(DRIFT_LOOKS, ADVANTAGES, OLD_PROBS, strict=True)
         ])  # fmt: skip
         axes.set_title(title, fontsize=10)
@@ -119,8 +119,8 @@ def ratio_drift(learning_rate: float = 0.25, clip_range: float = 0.2) -> LiveFig
     edges = [curve(right, color=FAINT, linestyle="--", linewidth=1.2) for _ in range(2)]
     told = [note(axes, 0.03, 0.04, fontsize=9) for axes in (left, right)]
     left.set_yscale("log")
-    left.set_ylim(0.02, 10)
-    plain_log_axis(left.yaxis, [0.03, 0.1, 0.3, 1, 3, 10])
+    left.set_ylim(0.01, 6)
+    plain_log_axis(left.yaxis, [0.03, 0.1, 0.3, 1, 3])
     left.set_ylabel("ratio = new / old probability")
     legend_above(figure, left)
 
@@ -227,9 +227,9 @@ def kl_estimators(shift: float = 0.5, n: int = 1000, seed: int = 0) -> LiveFigur
         axes.set_xlabel("shift of the reference (standard deviations)")
     left.set_ylim(0, 2.5)
     left.set_ylabel("mean / true KL (1 is unbiased)")
-    left.legend(loc="upper center", ncols=3)
+    legend_above(figure, left)
     right.set_yscale("log")
-    right.set_ylim(0.8, 30)
+    right.set_ylim(0.6, 30)
     plain_log_axis(right.yaxis, [1, 2, 5, 10, 20])
     right.set_ylabel("standard deviation / true KL")
 

@@ -39,7 +39,7 @@ def test_elo_against_the_articles_arithmetic():
     """E1: 2000 against 1600 is 1 / (1 + 10^-1), and not 2000 / 3600."""
     figure = elo_curves(2000, 1600)
     assert _marks(figure.axes[0]) == [pytest.approx((2000, 10 / 11)), pytest.approx((2000, 2000 / 3600))]
-    assert "Elo says 0.909" in figure.says and "2000 / 3600, says 0.556" in figure.says
+    assert "odds of 10 to 1: Elo says 0.909" in figure.says and "2000 / 3600, says 0.556" in figure.says
 
 
 def test_only_the_difference_of_ratings_counts_in_elo():

@@ -64,7 +64,7 @@ def test_the_first_step_by_hand():
         assert path[:, 1] == pytest.approx(after / probs)
 
 
-@pytest.mark.parametrize("learning_rate", [0.05, 0.25, 1.0, 3.0])
+@pytest.mark.parametrize("learning_rate", [0.05, 0.25, 1.0, 1.5])
 def test_the_clip_slows_the_drift_and_bounds_nothing(learning_rate):
     free, clipped = _paths(ratio_drift(learning_rate, 0.2))
     assert np.abs(np.log(clipped[:, -1])).max() < np.abs(np.log(free[:, -1])).max()
