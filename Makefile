@@ -47,5 +47,6 @@ colab: $(STAMP)
 	@$(BIN)/python -m rlhf_lab.lessons --colab "$(REPO)"
 
 bench: $(STAMP)
-	@echo "Timing the chain; leave the machine alone meanwhile."
+	@echo "Timing the chain and the sliders; leave the machine alone meanwhile."
 	@$(BIN)/python bench/chain.py
+	@$(BIN)/python bench/sliders.py
