@@ -97,8 +97,8 @@ def lesson(tmp_path):
     """A lesson of three cells."""
 
     def make(source="1 + 1", first=None):
-        notebook = new_notebook(cells=[new_code_cell(first or colab_cell()), new_markdown_cell("# 99 · A lesson\n\nText."),
-                                       new_code_cell(source)])  # fmt: skip
+        title = new_markdown_cell("# 99 · A lesson\n\nText.")
+        notebook = new_notebook(cells=[new_code_cell(first or colab_cell()), title, new_code_cell(source)])
         path = tmp_path / "99_a_lesson.ipynb"
         nbformat.write(notebook, path)
         return path
