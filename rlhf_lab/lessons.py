@@ -79,7 +79,12 @@ def execute(path: Path, timeout: int = 1200) -> None:
     notebook = nbformat.read(path, as_version=4)
     resources = {"metadata": {"path": str(NOTEBOOKS)}}
     client = NotebookClient(
-        notebook, timeout=timeout, kernel_name="python3", resources=resources, store_widget_state=False
+        notebook,
+        timeout=timeout,
+        kernel_name="python3",
+        resources=resources,
+        store_widget_state=False,
+        coalesce_streams=True,
     )
     try:
         with _new_learner():
