@@ -183,7 +183,7 @@ def coverage_endpoints(sweep: Mapping[str, Any] | None = None) -> Explorer:
 
     Args:
         sweep: "coverages", "policies", "optimum", "support" and perhaps "ref_probs", as figures.coverage_endpoints
-            takes them; by default `closed_form_sweep()`.
+            takes them; by default `closed_form_sweep()`. `one_world` makes it of a sweep over several worlds.
     """
     sweep = closed_form_sweep() if sweep is None else sweep
     options = [(f"{coverage:.0%}", index) for index, coverage in enumerate(sweep["coverages"])]
@@ -237,6 +237,23 @@ def closed_form_sweep(beta: float = 0.5) -> dict[str, Any]:
         "optimum": optimum,
         "support": support,
         "ref_probs": ref_probs,
+    }
+
+
+def one_world(sweep: Any, seed: int = 0) -> dict[str, Any]:
+    """What coverage_endpoints takes, for one world of a sweep over several.
+
+    Args:
+        sweep: has coverages (n,), policies name -> (n, seeds, replies), optimum (seeds, replies), covered
+            (n, seeds, replies) and world.ref_probs (seeds, replies).
+        seed: which world.
+    """
+    return {
+        "coverages": sweep.coverages,
+        "policies": {name: np.asarray(probs)[:, seed] for name, probs in sweep.policies.items()},
+        "optimum": sweep.optimum[seed],
+        "support": sweep.covered[:, seed],
+        "ref_probs": sweep.world.ref_probs[seed],
     }
 
 

@@ -2,8 +2,10 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import ipywidgets as widgets
+import numpy as np
 import pytest
 
 from rlhf_lab import explore, figures
@@ -144,6 +146,27 @@ def test_coverage_takes_a_precomputed_sweep():
     assert "PPO 0.000, DPO 0.300" in explorer.sentence.value
     explorer.controls["index"].value = 1
     assert "PPO 0.000, DPO 0.000" in explorer.sentence.value
+
+
+def test_one_world_of_a_sweep_over_several():
+    """Two coverages, two worlds, two replies, three methods; the second world is shown."""
+    first, second = [0.2, 0.8], [0.6, 0.4]
+    several = SimpleNamespace(
+        coverages=np.array([0.5, 1.0]),
+        policies={
+            "dpo": np.array([[first, [0.5, 0.5]], [first, second]]),
+            "ppo": np.array([[first, second]] * 2),
+            "ppo_learned_reward": np.array([[first, [0.9, 0.1]], [first, second]]),
+        },
+        optimum=np.array([first, second]),
+        covered=np.array([[[True, False], [False, True]], [[True, True], [True, True]]]),
+        world=SimpleNamespace(ref_probs=np.full((2, 2), 0.5)),
+    )
+    explorer = explore.coverage_endpoints(explore.one_world(several, seed=1))
+    assert "1 of 2 replies occurs in no pair" in explorer.sentence.value
+    assert "DPO 0.100, PPO 0.000, PPO, learned reward 0.300" in explorer.sentence.value
+    (crosses,) = (line for line in explorer.figure.axes[0].lines if line.get_marker() == "x")
+    assert list(crosses.get_xdata()) == [0]
 
 
 def test_every_explorer_has_been_timed_and_kept_to_its_budget():

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from rlhf_lab.exact import frontier, kl, optimal_policy, reward_of, total_variation
-from rlhf_lab.figures.base import FAINT, INK, LOOKS, legend_above, styled
+from rlhf_lab.figures.base import FAINT, INK, LOOKS, Look, legend_above, styled
 from rlhf_lab.figures.live import (
     BLUE,
     GREEN,
@@ -23,6 +23,12 @@ from rlhf_lab.figures.live import (
 
 BETAS = np.geomspace(0.05, 20, 60)
 MARGINS = np.linspace(-20, 20, 401)
+# How each way to train is drawn: bars left, lines right.
+METHODS = {
+    "ppo": (LOOKS["ppo"], "--"),
+    "dpo": (LOOKS["dpo"], "-"),
+    "ppo_learned_reward": (Look("PPO, learned reward", BLUE, "s", "xx"), "-."),
+}
 NAMES = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -135,7 +141,8 @@ def coverage_endpoints(
 
     Args:
         coverages: (n,), the share of replies that occur in a pair, ascending or descending.
-        policies: "ppo" and "dpo", each (n, replies): the policy that training ends in at each coverage.
+        policies: "ppo", "dpo" and perhaps "ppo_learned_reward", each (n, replies): the policy that training ends in at
+            each coverage.
         optimum: pi*, (replies,).
         support: (n, replies), True where a reply occurs in a pair.
         index: which of the coverages to show; -1 is the last.
@@ -148,34 +155,36 @@ def coverage_endpoints(
     )
     policies = {name: np.asarray(probs, dtype=float) for name, probs in policies.items()}
     at, width = np.arange(len(optimum)), 0.8 / (1 + len(policies))
-    figure, (left, right) = panels(8.4, 4.0, 1, 2, width_ratios=(1.55, 1))
+    figure, (left, right) = panels(8.4, 4.2, 1, 2, width_ratios=(1.55, 1))
     left.bar(at - 0.4 + width / 2, optimum, width, color=FAINT, label="π*")
     drawn = {}
     for place, (name, probs) in enumerate(policies.items(), start=1):
-        style = LOOKS[name]
+        style, _ = METHODS[name]
         where, shown = at - 0.4 + (place + 0.5) * width, {"color": style.colour, "hatch": style.hatch}
         drawn[name] = bars(left, where, probs[0], width, label=style.label, **shown)
     if ref_probs is not None:
-        dashes = {"linestyle": "none", "marker": "_", "markersize": 22, "zorder": 5}
+        dashes = {"linestyle": "none", "marker": "_", "markersize": 176 / len(at), "zorder": 5}
         curve(left, at, ref_probs, color=INK, label="reference", **dashes)
-    top = 1.25 * max(np.max(probs) for probs in (optimum, *policies.values(), [0] if ref_probs is None else ref_probs))
+    top = 1.05 * max(np.max(probs) for probs in (optimum, *policies.values(), [0] if ref_probs is None else ref_probs))
     left.set_ylim(0, top)
     left.set_xlim(-0.6, len(at) - 0.4)
     left.set_xticks(at, list(NAMES[: len(at)]))
     left.grid(axis="x", visible=False)
     left.set_xlabel("reply (× : occurs in no pair)")
     left.set_ylabel("probability")
-    left.legend(loc="upper right", ncols=2, fontsize=9)
+    legend_above(figure, left)
     absent = curve(left, color=INK, linestyle="none", marker="x", markersize=8, markeredgewidth=2)
     distances = {name: total_variation(probs, optimum) for name, probs in policies.items()}
     points = {}
     for name, distance in distances.items():
-        style = LOOKS[name]
-        right.plot(100 * coverages, distance, color=style.colour, linestyle="-" if name == "dpo" else "--",
-                   linewidth=2, label=style.label)  # fmt: skip
+        style, dashes = METHODS[name]
+        right.plot(
+            100 * coverages, distance, color=style.colour, linestyle=dashes, linewidth=2, label=style.label
+        )  # fmt: skip
         points[name] = curve(right, color=style.colour, **(MARK | {"marker": style.marker}))
     right.set_xlim(min(100 * coverages.min(), 0), 103)
-    right.set_ylim(-0.03, max(0.3, 1.15 * max(d.max() for d in distances.values())))
+    room = 1.1 + 0.12 * len(distances)  # for the legend
+    right.set_ylim(-0.03, room * max(0.2, *(distance.max() for distance in distances.values())))
     right.set_xlabel("coverage: replies that occur in a pair (%)")
     right.set_ylabel("total variation from π*")
     right.legend(loc="upper right", fontsize=9)
@@ -185,7 +194,7 @@ def coverage_endpoints(
         for name, probs in policies.items():
             set_heights(drawn[name], probs[index])
             points[name].set_data([100 * coverages[index]], [distances[name][index]])
-        far = ", ".join(f"{LOOKS[name].label} {distance[index]:.3f}" for name, distance in distances.items())
+        far = ", ".join(f"{METHODS[name][0].label} {distance[index]:.3f}" for name, distance in distances.items())
         missing = int((~support[index]).sum())
         occur = f"{missing} of {len(at)} replies occur{'s' if missing == 1 else ''} in no pair"
         occur = occur if missing else f"All {len(at)} replies occur in pairs"
