@@ -69,7 +69,7 @@ def line_chart(
     if level:
         axes.axhline(level[1], color=FAINT, linewidth=1.4, linestyle=(0, (5, 2)), label=level[0])
     legend_above(figure, axes)
-    told = ", ".join(_told(label, [line[1]]) for label, line in lines.items())
+    told = ", ".join(_told(label, np.atleast_2d(line[1])) for label, line in lines.items())
     return described(figure, f"{ylabel} over {xlabel}: {told}.")
 
 
@@ -93,5 +93,6 @@ def _lines(axes: Axes, lines: Mapping[str, tuple], xlabel: str, ylabel: str) -> 
 
 
 def _told(label: str, rows: Sequence[np.ndarray]) -> str:
-    first, ends = np.mean([row[0] for row in rows]), sorted({f"{row[-1]:.2g}" for row in rows}, key=float)
-    return f"{label} from {first:.2g} to {ends[0]}" + (f" .. {ends[-1]}" if len(ends) > 1 else "")
+    first, last = np.mean([row[0] for row in rows]), [float(f"{row[-1]:.2g}") for row in rows]
+    ends = f"{min(last):g}" if min(last) == max(last) else f"{min(last):g} .. {max(last):g}"
+    return f"{label} from {round(first, 9):.2g} to {ends}"

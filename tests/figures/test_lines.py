@@ -35,6 +35,12 @@ def test_intervals_are_drawn_where_they_are():
     assert alt_text(figure) == "tv over flip rate: a from 1 to 2, b from 3 to 3."
 
 
+def test_seeds_of_one_label_share_its_entry_and_the_text_says_where_they_end():
+    figure = line_chart({"PPO": ([0, 1, 2], [[1e-17, 2, 3], [0, 1, 0.5]])}, xlabel="share", ylabel="tv")
+    assert len(figure.axes[0].lines) == 2 and len(figure.legends[0].get_texts()) == 1
+    assert alt_text(figure) == "tv over share: PPO from 0 to 0.5 .. 3."
+
+
 @pytest.mark.parametrize("draw", [lambda: line_chart({"a": ([0, 1], [1, 2])}, xlabel="x", ylabel="y")])
 def test_the_same_data_is_the_same_picture(draw):
     assert to_png(draw()) == to_png(draw())
