@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help run test lab notebooks bench
+.PHONY: help run test lab notebooks colab bench
 
 help:
 	@echo "make run        align the tiny Llama end to end and write the report (minutes, no GPU, no download of models)"
 	@echo "make test       run every test"
 	@echo "make lab        open the lessons in JupyterLab"
 	@echo "make notebooks  execute the lessons and keep their outputs"
+	@echo "make colab      REPO=owner/name: write that address into the lessons, for Colab"
 	@echo "make bench      measure what the README claims about time"
 
 # torch comes first and by its pin: an open range can pull gigabytes of CUDA onto a machine without a GPU.
@@ -29,9 +30,10 @@ run: $(STAMP)
 	@$(BIN)/rlhf-lab run
 
 test: $(STAMP)
-	@echo "Lint, then every test."
+	@echo "Lint, then every test, then every cell of the lessons; those tagged nbval-check-output are compared."
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --nbval-lax --nbval-current-env notebooks
 
 lab: $(STAMP)
 	@echo "Opening JupyterLab; Ctrl-C here closes it."
@@ -41,6 +43,12 @@ notebooks: $(STAMP)
 	@echo "Executing the lessons."
 	@$(BIN)/python -m rlhf_lab.lessons
 
+colab: $(STAMP)
+	@$(BIN)/python -m rlhf_lab.lessons --colab "$(REPO)"
+
 bench: $(STAMP)
-	@echo "Timing the chain; leave the machine alone meanwhile."
+	@echo "The chain, the sliders, PPO beside TRL's: leave the machine alone meanwhile, about an hour on two cores."
 	@$(BIN)/python bench/chain.py
+	@$(BIN)/python bench/sliders.py
+	@$(BIN)/python bench/ppo_vs_trl.py
+	@$(BIN)/python bench/ppo_quality.py

@@ -23,10 +23,10 @@ import numpy as np
 from ppo_vs_trl import ROOT, build, models
 from tqdm import tqdm
 
-ENGINES = ("trl", "ours")
+ENGINES = {"trl": "TRL 1.12", "ours": "ours"}
 RESULTS = ROOT / "docs" / "ppo_quality.json"
 PROMPTS, SAMPLES, REPLIES = 48, 256, 8  # prompts; replies a prompt from SFT for the frontier, and from each policy
-BETAS = (4, 3, 2, 1.5, 1.2, 1, 0.8, 0.6, 0.5, 0.4)
+BETAS = (4, 3, 2, 1.5, 1.2, 1, 0.8, 0.6, 0.5, 0.4, 0.35, 0.3, 0.25, 0.22, 0.2, 0.18, 0.16)
 SETTINGS = {
     "num_mini_batches": 2,
     "num_ppo_epochs": 2,
@@ -102,22 +102,38 @@ def share(run: dict, front: dict) -> float:
     return (run["gold"] - front["sft"]) / (np.interp(run["kl"], kls, golds) - front["sft"])
 
 
+def table(result: dict) -> str:
+    """The README's table in Markdown: a row an engine and coefficient, seed by seed."""
+    last = result["frontier"]["points"][-1]["kl"]
+    lines = [
+        "| kl_coef | engine | gold | KL, nats | share of the frontier's gain | median |",
+        "|---|---|---|---|---|---|",
+    ]
+    for coefficient in sorted({run["kl_coef"] for run in result["runs"]}, reverse=True):
+        for engine in ENGINES:
+            runs = [r for r in result["runs"] if (r["engine"], r["kl_coef"]) == (engine, coefficient)]
+            if not runs:
+                continue
+            # Beyond the last point that can be estimated the frontier is at least what it is there.
+            shares = [f"{r['share']:.2f}" + (" at most" if r["kl"] > last else "") for r in runs]
+            cells = (
+                f"{coefficient:g}",
+                ENGINES[engine],
+                ", ".join(f"{r['gold']:.2f}" for r in runs),
+                ", ".join(f"{r['kl']:.2f}" for r in runs),
+                ", ".join(shares),
+                f"{np.median([r['share'] for r in runs]):.2f}",
+            )
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def show(result: dict) -> None:
-    """Print every run, and the medians."""
+    """Print the frontier and every run."""
     front = result["frontier"]
     print(f"SFT's gold {front['sft']:.2f}; frontier (KL, gold, effective samples):")
     print("  " + "  ".join(f"{p['kl']:.2f} {p['reward']:.2f} {p['effective_samples']:.0f}" for p in front["points"]))
-    last = front["points"][-1]["kl"]
-    for coefficient in sorted({run["kl_coef"] for run in result["runs"]}):
-        for engine in ENGINES:
-            runs = [r for r in result["runs"] if (r["engine"], r["kl_coef"]) == (engine, coefficient)]
-            each = ", ".join(
-                f"{r['share']:.2f} at {r['kl']:.2f} nats" + (" (beyond the estimate)" if r["kl"] > last else "")
-                for r in runs
-            )
-            if runs:
-                median = np.median([r["share"] for r in runs])
-                print(f"  kl_coef {coefficient:g}, {engine}: share {median:.2f} ({each})")
+    print(table(result))
 
 
 def main() -> None:

@@ -85,6 +85,47 @@ def fit_bradley_terry(n_items: int, comparisons: Iterable[tuple[int, int]], prio
     return rewards
 
 
+def sample_comparisons(rewards: ArrayLike, n: int, temperature: float = 1.0, seed: int = 0) -> np.ndarray:
+    """`n` comparisons by an annotator with P(a beats b) = sigmoid((r_a - r_b) / temperature): (n, 2) winner, loser.
+
+    Pairs of different items are drawn uniformly. The first k of n comparisons are those of `n` = k, and the same
+    random numbers serve every temperature, so what changes with either is due to it alone.
+    """
+    rewards = np.asarray(rewards, dtype=float)
+    if rewards.ndim != 1 or len(rewards) < 2:
+        raise ValueError(f"comparing needs at least 2 items, got rewards of shape {rewards.shape}")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be > 0, got {temperature}")
+    draws = np.random.default_rng(seed).random((n, 3))
+    a = (draws[:, 0] * len(rewards)).astype(int)
+    b = (a + 1 + (draws[:, 1] * (len(rewards) - 1)).astype(int)) % len(rewards)
+    a_wins = draws[:, 2] < bradley_terry_probability(rewards[a] / temperature, rewards[b] / temperature)
+    return np.where(a_wins[:, None], np.stack([a, b], 1), np.stack([b, a], 1))
+
+
+def bradley_terry_information(rewards: ArrayLike, games: ArrayLike) -> np.ndarray:
+    """Fisher information on the rewards, (n_items, n_items): sum over games of p (1 - p) (e_i - e_j)(e_i - e_j)^T.
+
+    `games[i, j] + games[j, i]` is how often i and j met. Its rows sum to 0: comparisons say nothing about a constant
+    added to all rewards.
+    """
+    rewards, games = np.asarray(rewards, dtype=float), np.asarray(games, dtype=float)
+    p = bradley_terry_probability(rewards[:, None], rewards[None, :])
+    weights = (games + games.T) * p * (1 - p)
+    return np.diag(weights.sum(axis=1)) - weights
+
+
+def reward_standard_errors(rewards: ArrayLike, comparisons: Iterable[tuple[int, int]]) -> np.ndarray:
+    """Standard error of each centred reward that fit_bradley_terry gave for `comparisons`: (n_items,).
+
+    The roots of the diagonal of the information's pseudo-inverse, which is the covariance under "rewards sum to 0".
+    For two items and n games it is half of 1 / sqrt(n p (1 - p)), the error of a log-odds. Good where n is not small.
+    """
+    rewards = np.asarray(rewards, dtype=float)
+    information = bradley_terry_information(rewards, _win_counts(len(rewards), comparisons))
+    return np.sqrt(np.diag(np.linalg.pinv(information, hermitian=True)))
+
+
 def plackett_luce_log_prob(rewards_in_ranked_order: ArrayLike) -> float | np.ndarray:
     """log P(ranking) when the best remaining item is chosen again and again, each time by softmax of the rewards.
 

@@ -19,7 +19,6 @@ from rlhf_lab.files import write_at_once
 
 MODELS = ("base", "sft", "ppo", "dpo")
 SAMPLES_SHOWN = 6
-CSS_PIXELS_PER_INCH = 100
 
 # What the trainers log: (title, key, held-out key, unit), in the order in which to look at them.
 CURVES = (
@@ -233,8 +232,9 @@ def _draw(folder: Path, scoreboard: Mapping, evaluation: Mapping, histories: Map
     for section, name, figure in drawn:
         png = figures.save(figure, folder / f"{name}.png").read_bytes()
         source = f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
-        width = round(CSS_PIXELS_PER_INCH * figure.get_figwidth())  # text of one size in all figures
-        sections.setdefault(section, []).append({"alt": figures.alt_text(figure), "source": source, "width": width})
+        sections.setdefault(section, []).append(
+            {"alt": figures.alt_text(figure), "source": source, "width": figure.css_width}
+        )
     return sections
 
 

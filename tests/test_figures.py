@@ -12,6 +12,8 @@ from matplotlib.text import Text
 
 from rlhf_lab import figures
 from rlhf_lab.evaluate import Interval, calibration_curve
+from rlhf_lab.explore import closed_form_sweep, recorded_trajectory
+from rlhf_lab.figures.report import _running_mean as running_mean
 
 MEANS = {
     "base": {"helpfulness": Interval(-0.41, -0.5, -0.3), "cultural_fit": Interval(0.02, -0.04, 0.08)},
@@ -30,6 +32,7 @@ CURVES = {
     for i in range(5)
 }
 CALIBRATION = calibration_curve(np.linspace(-3, 3, 200), np.arange(200) % 3 > 0)
+TRAJECTORY = [recorded_trajectory()[name] for name in ("tokens", "rewards", "values")]
 FIGURES = {
     "gold_by_attribute": (lambda: figures.gold_by_attribute(["helpfulness", "cultural_fit"], MEANS), "1.13"),
     "win_rates": (lambda: figures.win_rates(RATES, n=512), "0.86 [0.83, 0.89]"),
@@ -44,6 +47,17 @@ FIGURES = {
         lambda: figures.stage_costs({"sft": 31.0, "ppo": 1234.0, "total": 1300.0}, {"sft": 900.0}),
         "PPO 1,234",
     ),
+    "bradley_terry_curve": (figures.bradley_terry_curve, "0.881"),
+    "elo_curves": (figures.elo_curves, "0.909"),
+    "fitted_rewards": (figures.fitted_rewards, "200 comparisons"),
+    "fitted_rewards, none": (lambda: figures.fitted_rewards(10), "no finite estimate"),
+    "clipped_surrogate": (figures.clipped_surrogate, "A = +1: clipped, gradient 0; A = -1: gradient +1.50"),
+    "ratio_drift": (figures.ratio_drift, "past the clip all the same"),
+    "gae_bars": (lambda: figures.gae_bars(*TRAJECTORY), "λ = 0.95"),
+    "kl_estimators": (figures.kl_estimators, "True KL 0.125 nats"),
+    "optimal_policy_bars": (figures.optimal_policy_bars, "β = 0.5"),
+    "dpo_curves": (figures.dpo_curves, "loss 0.693, gradient weight 0.150"),
+    "coverage_endpoints": (lambda: figures.coverage_endpoints(**closed_form_sweep(), index=0), "6 of 8 replies"),
 }
 
 
@@ -142,7 +156,7 @@ def test_curves_bear_gaps_one_point_and_held_out_points():
 
 def test_the_running_mean_is_the_mean_of_its_window():
     values = np.arange(100.0) ** 2
-    smooth = figures._running_mean(values)
+    smooth = running_mean(values)
     assert smooth[50] == pytest.approx(values[48:53].mean())
     assert smooth[0] == pytest.approx(values[:3].mean())
 

@@ -10,12 +10,15 @@ import pytest
 from scipy.optimize import minimize
 
 from rlhf_lab.preferences import (
+    bradley_terry_information,
     bradley_terry_probability,
     cohen_kappa,
     elo_probability,
     fit_bradley_terry,
     plackett_luce_log_prob,
     rankings_to_pairs,
+    reward_standard_errors,
+    sample_comparisons,
 )
 
 
@@ -170,3 +173,44 @@ def test_cohen_kappa_by_hand():
 def test_torch_is_not_imported(module):
     code = f"import sys, rlhf_lab.{module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_standard_errors_of_two_items_are_half_that_of_a_log_odds():
+    """30 wins of 40: the log-odds has standard error 1 / sqrt(40 * 0.75 * 0.25), shared by two centred rewards."""
+    comparisons = [(0, 1)] * 30 + [(1, 0)] * 10
+    rewards = fit_bradley_terry(2, comparisons)
+    assert rewards[0] - rewards[1] == pytest.approx(np.log(3))
+    assert reward_standard_errors(rewards, comparisons) == pytest.approx([0.5 / np.sqrt(7.5)] * 2)
+
+
+def test_standard_errors_are_the_spread_of_estimates():
+    """Over 400 simulated data sets: the standard deviation of the estimates, within 4 of its own standard errors."""
+    truth = np.array([1.0, 0.0, -1.0])
+    estimates, errors = [], []
+    for seed in range(400):
+        comparisons = sample_comparisons(truth, 300, seed=seed)
+        estimates.append(fit_bradley_terry(3, comparisons))
+        errors.append(reward_standard_errors(estimates[-1], comparisons))
+    assert np.std(estimates, axis=0) == pytest.approx(np.mean(errors, axis=0), rel=4 / np.sqrt(2 * 400))
+
+
+def test_information_says_nothing_about_a_constant():
+    information = bradley_terry_information([0.3, -1.0, 2.0], np.ones((3, 3)) - np.eye(3))
+    assert information.sum(axis=1) == pytest.approx(0)
+    assert bradley_terry_information([0.0, 0.0], [[0, 4], [0, 0]]) == pytest.approx(np.array([[1.0, -1], [-1, 1]]))
+
+
+def test_sampled_comparisons_follow_bradley_terry_and_begin_alike():
+    comparisons = sample_comparisons([np.log(9), 0.0], 4000, temperature=2.0, seed=1)
+    won = (comparisons[:, 0] == 0).mean()
+    assert won == pytest.approx(0.75, abs=4 * np.sqrt(0.75 * 0.25 / 4000))  # odds 9 at temperature 2 are odds 3
+    assert (sample_comparisons([np.log(9), 0.0], 100, temperature=2.0, seed=1) == comparisons[:100]).all()
+    many = sample_comparisons(np.zeros(4), 6000, seed=2)
+    assert (many[:, 0] != many[:, 1]).all()
+    pairs = np.sort(many, axis=1) @ [10, 1]
+    counts = np.unique(pairs, return_counts=True)[1]
+    assert len(counts) == 6 and np.abs(counts - 1000).max() < 4 * np.sqrt(1000 * 5 / 6)
+    with pytest.raises(ValueError, match="at least 2 items"):
+        sample_comparisons([1.0], 3)
+    with pytest.raises(ValueError, match="temperature must be > 0"):
+        sample_comparisons([1.0, 0.0], 3, temperature=0)

@@ -45,6 +45,11 @@ def test_the_table_of_the_real_llama_is_what_was_kept():
     assert smol["table"](kept) in README
 
 
+def test_the_table_of_ppo_beside_trl_is_what_was_measured():
+    bench = runpy.run_path(str(REPO_ROOT / "bench" / "ppo_vs_trl.py"))
+    assert bench["table"](json.loads(bench["RESULTS"].read_text(encoding="utf-8"))) in README
+
+
 def test_every_file_it_links_to_is_there():
     links = re.findall(r"\]\(([^)#]+)\)", README)
     assert links

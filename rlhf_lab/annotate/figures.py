@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from rlhf_lab.annotate.agreement import Report
-from rlhf_lab.figures import ERROR_BARS, FAINT, INK, LabFigure, _described, _figure, _spread, _styled
+from rlhf_lab.figures.base import ERROR_BARS, FAINT, INK, LabFigure, described, new_figure, spread, styled
 
 MINE, OTHERS = "#0072B2", "#767676"  # Okabe and Ito's blue for the annotator, grey for the simulated ones
 
 
-@_styled
+@styled
 def kappas(report: Report) -> LabFigure:
     """Cohen's kappa with each rater, filled; below, hollow, that of the simulated annotators with gold."""
     rows = [(f"{_who(report)} – {name}", found, True) for name, found in report.against.items()]
     rows += [(f"simulated, {name} – gold", found, False) for name, found in report.peers.items()]
     rows = [(label, found.kappa, mine) for label, found, mine in rows if found.kappa]
-    figure, axes = _figure(7.0, 1.3 + 0.34 * max(1, len(rows)))
+    figure, axes = new_figure(7.0, 1.3 + 0.34 * max(1, len(rows)))
     for row, (_, kappa, mine) in enumerate(rows):
         colour = MINE if mine else OTHERS
         axes.errorbar(
-            kappa.value, row, xerr=_spread([kappa]), fmt="o" if mine else "s", color=colour, markersize=8,
+            kappa.value, row, xerr=spread([kappa]), fmt="o" if mine else "s", color=colour, markersize=8,
             markerfacecolor=colour if mine else "white", **(ERROR_BARS | {"ecolor": INK if mine else OTHERS}),
         )  # fmt: skip
     axes.axvline(0, color=FAINT, linestyle="--", linewidth=1.2)
@@ -33,10 +33,10 @@ def kappas(report: Report) -> LabFigure:
     axes.set_xlabel("Cohen's kappa (1 = always alike, 95 % interval)")
     axes.set_ylabel("who – with whom")
     told = "; ".join(f"{label}: {kappa}" for label, kappa, _ in rows)
-    return _described(figure, f"Cohen's kappa, 0 being chance and 1 full agreement: {told}.")
+    return described(figure, f"Cohen's kappa, 0 being chance and 1 full agreement: {told}.")
 
 
-@_styled
+@styled
 def kinds(report: Report) -> LabFigure:
     """The share of pairs that agrees with gold, by kind of pair, with Wilson intervals and the number of pairs."""
     rows: list[tuple[str, str, float]] = []  # question, kind, place on the y axis
@@ -46,10 +46,10 @@ def kinds(report: Report) -> LabFigure:
             rows.append((question, kind, place))
             place += 1
         place += 0.6
-    figure, axes = _figure(7.0, 1.2 + 0.3 * max(1.0, place))
+    figure, axes = new_figure(7.0, 1.2 + 0.3 * max(1.0, place))
     for question, kind, at in rows:
         share = report.kinds[question][kind]
-        axes.errorbar(share.value, at, xerr=_spread([share]), fmt="o", color=MINE, markersize=8, **ERROR_BARS)
+        axes.errorbar(share.value, at, xerr=spread([share]), fmt="o", color=MINE, markersize=8, **ERROR_BARS)
     overall = report.against["gold"].share.value if "gold" in report.against else 0.5
     axes.axvline(overall, color=FAINT, linestyle="--", linewidth=1.2)
     axes.annotate(
@@ -63,7 +63,7 @@ def kinds(report: Report) -> LabFigure:
     axes.set_xlabel("share that agrees with gold (ties half, 95 % interval)")
     axes.set_ylabel("kind of pair (number of pairs)")
     told = "; ".join(f"{q} {k}: {report.kinds[q][k]} of {report.counts[q][k]}" for q, k, _ in rows)
-    return _described(figure, f"{report.who}: share of pairs that agrees with gold. {told}.")
+    return described(figure, f"{report.who}: share of pairs that agrees with gold. {told}.")
 
 
 def _who(report: Report) -> str:

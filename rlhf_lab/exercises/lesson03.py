@@ -24,132 +24,6 @@ def _in_padding(x: Tensor, mask: Tensor, junk: float) -> Tensor:
 MASK = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1], [1, 0, 0, 0]])
 
 
-# --- averages over tokens -----------------------------------------------------------------------------------------
-
-
-@function_exercise(
-    lesson=3,
-    title="The mean over real tokens",
-    difficulty=1,
-    importance=4,
-    minutes=5,
-    rows=(18,),
-    errata=("E21",),
-    maths="masked mean = (sum of x where mask is 1) / (number of ones in mask)",
-    reference=losses.masked_mean,
-    cases=lambda: [
-        (tensor([2.0, 4.0, 9.0]), torch.tensor([[1, 1, 0]])),
-        (tensor([1.0, 5.0], [2.0, 7.0]), torch.tensor([[1, 1], [1, 0]])),
-        (tensor([0.5, -1.0, math.nan]), torch.tensor([[1, 1, 0]])),
-        (_in_padding(normal(0, 3, 4), MASK, 30.0), MASK),
-    ],
-    differentiable=("x",),
-    hints=(
-        "What has to be in the denominator: all positions, or the ones that count?",
-        "Padding can hold anything, even nan, and nan * 0 is nan: choose with x[mask] or masked_fill, do not multiply.",
-    ),
-    mistakes=(
-        Mistake(
-            "padding averaged in",
-            "x.mean() reads padding too, so the loss depends on how far the batch was padded.",
-            lambda x, mask: x.mean(),
-        ),
-        Mistake(
-            "padding in the denominator",
-            "The sum leaves padding out and the count does not: divide by mask.sum().",
-            lambda x, mask: x.masked_fill(mask == 0, 0.0).mean(),
-        ),
-        Mistake(
-            "0 times nan",
-            "Multiplying by the mask does not remove nan or inf, since 0 * nan is nan. Use x[mask.bool()] or "
-            "masked_fill.",
-            lambda x, mask: (x * mask).sum() / mask.sum(),
-        ),
-        Mistake(
-            "the mean of the rows' means",
-            "That weighs a token of a short reply more than one of a long reply. One sum, one count.",
-            lambda x, mask: (x.masked_fill(mask == 0, 0.0).sum(1) / mask.sum(1)).mean(),
-        ),
-        Mistake("sum in place of the mean", "Divide by mask.sum().", lambda x, mask: x[mask.bool()].sum()),
-        Mistake(
-            "divided by the number of rows",
-            "The mean is over tokens: divide by mask.sum(), not by the batch size.",
-            lambda x, mask: x[mask.bool()].sum() / len(x),
-        ),
-    ),
-)
-def masked_mean(x, mask):
-    """Mean of x where mask is 1, over the whole batch: a scalar tensor.
-
-    x, mask: tensors (batch, seq). What stands at the padding, where mask is 0, may be anything.
-    """
-    ...
-
-
-def _whiten(x: Tensor, mask: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
-    return ((x - mean) / scale).masked_fill(mask == 0, 0.0)
-
-
-@function_exercise(
-    lesson=3,
-    title="Whitening",
-    difficulty=2,
-    importance=2,
-    minutes=8,
-    rows=(19,),
-    errata=("E20",),
-    maths="(x - mean) / std over the real tokens of the whole batch; std from the unbiased variance, divided by n - 1",
-    reference=returns.whiten,
-    cases=lambda: [
-        (tensor([1.0, 4.0]), torch.tensor([[1, 1]])),
-        (tensor([1.0, 4.0, 7.0, 50.0]), torch.tensor([[1, 1, 1, 0]])),
-        (_in_padding(2 + 3 * normal(1, 3, 4), MASK, 30.0), MASK),
-    ],
-    hints=(
-        "Mean and standard deviation first, both over x[mask.bool()].",
-        "torch's .std() and .var() divide by n - 1. Put 0 at the padding at the end.",
-    ),
-    mistakes=(
-        Mistake(
-            "padding counted",
-            "Mean and standard deviation are taken over padding as well. Use x[mask.bool()] for both.",
-            lambda x, mask: _whiten(x, mask, x.mean(), x.std()),
-        ),
-        Mistake(
-            "variance in place of the standard deviation",
-            "Divide by the square root of the variance, or the result does not have variance 1.",
-            lambda x, mask: _whiten(x, mask, x[mask.bool()].mean(), x[mask.bool()].var()),
-        ),
-        Mistake(
-            "the biased variance",
-            "TRL, and this exercise, divide by n - 1 (torch's default; numpy's default is n).",
-            lambda x, mask: _whiten(x, mask, x[mask.bool()].mean(), x[mask.bool()].std(unbiased=False)),
-        ),
-        Mistake(
-            "the mean kept",
-            "Advantages are to have mean 0 too: subtract it.",
-            lambda x, mask: _whiten(x, mask, x.new_zeros(()), x[mask.bool()].std()),
-        ),
-        Mistake(
-            "shifted and not scaled",
-            "The mean is gone, the scale is not: divide by the standard deviation.",
-            lambda x, mask: _whiten(x, mask, x[mask.bool()].mean(), x.new_ones(())),
-        ),
-        Mistake(
-            "padding left in the result",
-            "Put 0 where mask is 0, or the padding goes on into the next sum.",
-            lambda x, mask: (x - x[mask.bool()].mean()) / x[mask.bool()].std(),
-        ),
-    ),
-)
-def whiten(x, mask):
-    """x shifted to mean 0 and scaled to variance 1 over the real tokens of the whole batch, 0 at the padding.
-
-    x, mask: tensors (batch, seq). Same shape back.
-    """
-    ...
-
-
 # --- the clipped objective ----------------------------------------------------------------------------------------
 
 
@@ -335,115 +209,251 @@ what_the_clip_does = value_exercise(
 )
 
 
-def _ppo_cases() -> list[tuple]:
-    def one(ratio: float, advantage: float) -> tuple:
-        return tensor([math.log(0.4 * ratio)]), tensor([math.log(0.4)]), tensor([advantage]), torch.ones(1, 1), 0.2
-
-    old, advantages = -1.5 + 0.3 * normal(4, 3, 4), 2 * normal(5, 3, 4)
-    logps = old + 0.4 * normal(6, 3, 4)
-    batch = (_in_padding(logps, MASK, -0.5), _in_padding(old, MASK, -1.0), _in_padding(advantages, MASK, 7.0), MASK)
-    return [one(1.5, 1.0), one(0.5, -1.0), one(0.5, 1.0), one(1.5, -1.0), one(1.1, 2.0), (*batch, 0.2), (*batch, 0.05)]
-
-
-def _ppo_parts(logps: Tensor, old_logps: Tensor, advantages: Tensor, clip_range: float) -> tuple[Tensor, Tensor]:
-    ratio = (logps - old_logps).exp()
-    return ratio * advantages, ratio.clamp(1 - clip_range, 1 + clip_range) * advantages
-
-
-def _ppo(objective: Callable[[Tensor, Tensor], Tensor], mean: Callable = losses.masked_mean) -> Callable:
-    """A wrong ppo_loss: -mean(objective(unclipped, clipped), mask)."""
-    return lambda logps, old_logps, advantages, mask, clip_range: (
-        -mean(objective(*_ppo_parts(logps, old_logps, advantages, clip_range)), mask)
-    )
+# --- averages over tokens -----------------------------------------------------------------------------------------
 
 
 @function_exercise(
     lesson=3,
-    title="ppo_loss from blank",
-    difficulty=3,
-    importance=5,
-    minutes=15,
-    rows=(15, 16, 17, 18),
-    errata=("E4", "E21"),
-    maths="L = - masked mean of min(ratio A, clip(ratio, 1 - eps, 1 + eps) A),  ratio = exp(log pi - log pi_old)",
-    reference=losses.ppo_policy_loss,
-    cases=_ppo_cases,
-    differentiable=("logps",),
+    title="The mean over real tokens",
+    difficulty=1,
+    importance=4,
+    minutes=5,
+    rows=(18,),
+    errata=("E21",),
+    maths="masked mean = (sum of x where mask is 1) / (number of ones in mask)",
+    reference=losses.masked_mean,
+    cases=lambda: [
+        (tensor([2.0, 4.0, 9.0]), torch.tensor([[1, 1, 0]])),
+        (tensor([1.0, 5.0], [2.0, 7.0]), torch.tensor([[1, 1], [1, 0]])),
+        (tensor([0.5, -1.0, math.nan]), torch.tensor([[1, 1, 0]])),
+        (_in_padding(normal(0, 3, 4), MASK, 30.0), MASK),
+    ],
+    differentiable=("x",),
     hints=(
-        "Four lines: the ratio, the two products with the advantage, the smaller of them, the masked mean with a "
-        "minus.",
-        "torch.clamp for the clip, torch.min (element by element) for the pessimistic one of the two.",
-        "The mean is over real tokens only: masked_mean of the exercise above.",
+        "What has to be in the denominator: all positions, or the ones that count?",
+        "Padding can hold anything, even nan, and nan * 0 is nan: choose with x[mask] or masked_fill, do not multiply.",
     ),
     mistakes=(
         Mistake(
-            "max for min",
-            "PPO is pessimistic: min(ratio A, clip(ratio) A). With max the clip acts where it should not, and not "
-            "where it should. (Written as a loss, the minus turns min into max: max(-ratio A, -clip(ratio) A).)",
-            _ppo(torch.max),
-        ),
-        Mistake(
-            "the minus forgotten",
-            "The clipped objective is to be raised; an optimiser lowers. L = -masked mean(min(...)).",
-            _ppo(lambda a, b: -torch.min(a, b)),
-        ),
-        Mistake(
-            "the clip alone",
-            "Without min the gradient also dies where the token has to come back: A > 0 at a ratio below 1 - eps, A < "
-            "0 above 1 + eps. It is min(ratio A, clip(ratio) A).",
-            _ppo(lambda a, b: b),
-        ),
-        Mistake(
-            "no clip",
-            "This is the plain surrogate, -ratio A. min with clip(ratio, 1 - eps, 1 + eps) A is missing.",
-            _ppo(lambda a, b: a),
-        ),
-        Mistake(
             "padding averaged in",
-            "The article's .mean() reads padding too, so the loss depends on how far the batch was padded. Mean over "
-            "mask == 1.",
-            _ppo(torch.min, lambda x, mask: x.mean()),
+            "x.mean() reads padding too, so the loss depends on how far the batch was padded.",
+            lambda x, mask: x.mean(),
         ),
         Mistake(
             "padding in the denominator",
-            "Divide by mask.sum(), not by all positions.",
-            _ppo(torch.min, lambda x, mask: (x * mask).mean()),
+            "The sum leaves padding out and the count does not: divide by mask.sum().",
+            lambda x, mask: x.masked_fill(mask == 0, 0.0).mean(),
         ),
         Mistake(
-            "the mean of the replies' means",
-            "That weighs a token of a short reply more than one of a long reply. Here it is one mean over all tokens.",
-            _ppo(torch.min, lambda x, mask: ((x * mask).sum(1) / mask.sum(1)).mean()),
+            "0 times nan",
+            "Multiplying by the mask does not remove nan or inf, since 0 * nan is nan. Use x[mask.bool()] or "
+            "masked_fill.",
+            lambda x, mask: (x * mask).sum() / mask.sum(),
         ),
         Mistake(
-            "sum in place of the mean",
-            "With a sum the step grows with the number of tokens in the batch.",
-            _ppo(torch.min, lambda x, mask: (x * mask).sum()),
+            "the mean of the rows' means",
+            "That weighs a token of a short reply more than one of a long reply. One sum, one count.",
+            lambda x, mask: (x.masked_fill(mask == 0, 0.0).sum(1) / mask.sum(1)).mean(),
         ),
+        Mistake("sum in place of the mean", "Divide by mask.sum().", lambda x, mask: x[mask.bool()].sum()),
         Mistake(
-            "the log-ratio in place of the ratio",
-            "exp is missing: ratio = exp(logps - old_logps), 1 where nothing has changed.",
-            lambda logps, old_logps, advantages, mask, clip_range: (
-                -losses.masked_mean(
-                    torch.min(
-                        (logps - old_logps) * advantages,
-                        (logps - old_logps).clamp(1 - clip_range, 1 + clip_range) * advantages,
-                    ),
-                    mask,
-                )
-            ),
-        ),
-        Mistake(
-            "the ratio upside down",
-            "New over old: exp(logps - old_logps).",
-            lambda logps, old_logps, *rest: losses.ppo_policy_loss(old_logps, logps, *rest),
+            "divided by the number of rows",
+            "The mean is over tokens: divide by mask.sum(), not by the batch size.",
+            lambda x, mask: x[mask.bool()].sum() / len(x),
         ),
     ),
 )
-def ppo_loss(logps, old_logps, advantages, mask, clip_range):
-    """PPO's clipped policy loss: a scalar tensor.
+def masked_mean(x, mask):
+    """Mean of x where mask is 1, over the whole batch: a scalar tensor.
 
-    logps, old_logps: log-probs of the sampled tokens under the policy now and under the one that sampled, (batch, seq).
-    advantages: (batch, seq). mask: 1 on real tokens, 0 on padding. clip_range: epsilon, such as 0.2.
+    x, mask: tensors (batch, seq). What stands at the padding, where mask is 0, may be anything.
+    """
+    ...
+
+
+def _whiten(x: Tensor, mask: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+    return ((x - mean) / scale).masked_fill(mask == 0, 0.0)
+
+
+@function_exercise(
+    lesson=3,
+    title="Whitening",
+    difficulty=2,
+    importance=2,
+    minutes=8,
+    rows=(19,),
+    errata=("E20",),
+    maths="(x - mean) / std over the real tokens of the whole batch; std from the unbiased variance, divided by n - 1",
+    reference=returns.whiten,
+    cases=lambda: [
+        (tensor([1.0, 4.0]), torch.tensor([[1, 1]])),
+        (tensor([1.0, 4.0, 7.0, 50.0]), torch.tensor([[1, 1, 1, 0]])),
+        (_in_padding(2 + 3 * normal(1, 3, 4), MASK, 30.0), MASK),
+    ],
+    hints=(
+        "Mean and standard deviation first, both over x[mask.bool()].",
+        "torch's .std() and .var() divide by n - 1. Put 0 at the padding at the end.",
+    ),
+    mistakes=(
+        Mistake(
+            "padding counted",
+            "Mean and standard deviation are taken over padding as well. Use x[mask.bool()] for both.",
+            lambda x, mask: _whiten(x, mask, x.mean(), x.std()),
+        ),
+        Mistake(
+            "variance in place of the standard deviation",
+            "Divide by the square root of the variance, or the result does not have variance 1.",
+            lambda x, mask: _whiten(x, mask, x[mask.bool()].mean(), x[mask.bool()].var()),
+        ),
+        Mistake(
+            "the biased variance",
+            "TRL, and this exercise, divide by n - 1 (torch's default; numpy's default is n).",
+            lambda x, mask: _whiten(x, mask, x[mask.bool()].mean(), x[mask.bool()].std(unbiased=False)),
+        ),
+        Mistake(
+            "the mean kept",
+            "Advantages are to have mean 0 too: subtract it.",
+            lambda x, mask: _whiten(x, mask, x.new_zeros(()), x[mask.bool()].std()),
+        ),
+        Mistake(
+            "shifted and not scaled",
+            "The mean is gone, the scale is not: divide by the standard deviation.",
+            lambda x, mask: _whiten(x, mask, x[mask.bool()].mean(), x.new_ones(())),
+        ),
+        Mistake(
+            "padding left in the result",
+            "Put 0 where mask is 0, or the padding goes on into the next sum.",
+            lambda x, mask: (x - x[mask.bool()].mean()) / x[mask.bool()].std(),
+        ),
+    ),
+)
+def whiten(x, mask):
+    """x shifted to mean 0 and scaled to variance 1 over the real tokens of the whole batch, 0 at the padding.
+
+    x, mask: tensors (batch, seq). Same shape back.
+    """
+    ...
+
+
+# --- advantages and the critic ------------------------------------------------------------------------------------
+
+
+def _gae_cases() -> list[tuple]:
+    rewards, values = _in_padding(normal(14, 3, 4), MASK, 8.0), _in_padding(normal(15, 3, 4), MASK, -6.0)
+    ones = torch.ones(1, 3)
+    return [
+        (tensor([0.0, 1.0]), tensor([0.5, 0.25]), torch.ones(1, 2), 1.0, 0.5),
+        (tensor([0.0, 0.0, 1.0]), tensor([0.5, 0.4, 0.3]), ones, 0.9, 0.5),
+        (tensor([0.1, -0.2, 1.0]), tensor([0.5, 0.3, -0.4]), ones, 0.9, 0.95),
+        (rewards, values, MASK, 0.99, 0.9),
+    ]
+
+
+def _rewards_to_go(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float) -> Tensor:
+    return returns.gae(rewards, torch.zeros_like(values), mask, gamma, 1.0)[0]
+
+
+def _without_next_value(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple:
+    following = F.pad((values * mask)[:, 1:], (0, 1))
+    return returns.gae(rewards - gamma * following, values, mask, gamma, lam)
+
+
+def _reading_padding(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple:
+    both = returns.gae(rewards, values, torch.ones_like(mask), gamma, lam)
+    return tuple(x.masked_fill(mask == 0, 0.0) for x in both)
+
+
+def _running_forward(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple:
+    delta = returns.gae(rewards, values, mask, gamma, 0.0)[0]
+    advantages = [delta[:, 0]]
+    for t in range(1, delta.shape[1]):
+        advantages.append(delta[:, t] + gamma * lam * advantages[-1])
+    stacked = torch.stack(advantages, dim=1).masked_fill(mask == 0, 0.0)
+    return stacked, (stacked + values).masked_fill(mask == 0, 0.0)
+
+
+@function_exercise(
+    lesson=3,
+    title="Generalised advantage estimation",
+    difficulty=4,
+    importance=5,
+    minutes=20,
+    rows=(16, 19),
+    errata=("E5",),
+    maths="delta_t = r_t + gamma V_{t+1} - V_t,  A_t = delta_t + gamma lambda A_{t+1},  return_t = A_t + V_t; after "
+    "the last real token V = A = 0",
+    reference=returns.gae,
+    cases=_gae_cases,
+    constants=("values", "rewards"),
+    hints=(
+        "Go through the tokens from the last to the first and carry two things: A_{t+1} and V_{t+1}.",
+        "At the last real token V_{t+1} is 0. At padding leave both at 0, or multiply by the mask.",
+        "The value net gets its gradient from the value loss, not from here: torch.no_grad(). Return (A, A + V).",
+    ),
+    mistakes=(
+        Mistake(
+            "no baseline",
+            "The article calls the reward model's output the advantage. The advantage is what is better than expected: "
+            "V_t is subtracted in delta_t.",
+            lambda rewards, values, mask, gamma, lam: (_rewards_to_go(rewards, values, mask, gamma),) * 2,
+        ),
+        Mistake(
+            "lambda forgotten",
+            "With A_t = delta_t + gamma A_{t+1} this is return minus value (lambda = 1). It is gamma lambda A_{t+1}.",
+            lambda rewards, values, mask, gamma, lam: returns.gae(rewards, values, mask, gamma, 1.0),
+        ),
+        Mistake(
+            "one step only",
+            "This is delta_t alone (lambda = 0). Later deltas count too: + gamma lambda A_{t+1}.",
+            lambda rewards, values, mask, gamma, lam: returns.gae(rewards, values, mask, gamma, 0.0),
+        ),
+        Mistake(
+            "gamma forgotten",
+            "The next value is discounted too: r_t + gamma V_{t+1} - V_t, and gamma lambda A_{t+1}.",
+            lambda rewards, values, mask, gamma, lam: returns.gae(rewards, values, mask, 1.0, lam),
+        ),
+        Mistake(
+            "V_{t+1} forgotten",
+            "delta_t = r_t + gamma V_{t+1} - V_t. Without the next value, a token in the middle looks worse than it "
+            "is.",
+            _without_next_value,
+        ),
+        Mistake(
+            "a value read from the padding",
+            "After the last real token the episode is over: V_{t+1} = 0 there, whatever stands in the padding.",
+            _reading_padding,
+        ),
+        Mistake(
+            "returns without the baseline",
+            "The value's target is A_t + V_t, which uses lambda as A_t does, not the plain sum of rewards.",
+            lambda rewards, values, mask, gamma, lam: (
+                returns.gae(rewards, values, mask, gamma, lam)[0],
+                _rewards_to_go(rewards, values, mask, gamma),
+            ),
+        ),
+        Mistake(
+            "advantages and returns swapped",
+            "Return (advantages, returns), in this order.",
+            lambda rewards, values, mask, gamma, lam: returns.gae(rewards, values, mask, gamma, lam)[::-1],
+        ),
+        Mistake(
+            "run forward",
+            "A_t uses A_{t+1}, the future: start at the last token. Forward, a token is praised for what came before "
+            "it.",
+            _running_forward,
+        ),
+        Mistake(
+            "missing detach",
+            "Advantages and returns are constants to both losses. With a path through the values, the policy loss "
+            "would train the value net, to make its own advantages larger. Compute them under torch.no_grad().",
+            returns.gae.__wrapped__,
+        ),
+    ),
+)
+def gae(rewards, values, mask, gamma, lam):
+    """Generalised advantage estimation: (advantages, returns), both (batch, seq), 0 at the padding, without gradient.
+
+    rewards, values: (batch, seq). mask: 1 on real tokens, then 0 (padding on the right).
     """
     ...
 
@@ -528,7 +538,7 @@ def value_loss(values, old_values, returns, mask, clip_range):
     ...
 
 
-# --- KL, rewards, advantages --------------------------------------------------------------------------------------
+# --- KL and rewards -----------------------------------------------------------------------------------------------
 
 
 @function_exercise(
@@ -715,121 +725,117 @@ def kl_rewards(scores, logps, ref_logps, mask, kl_coef):
     ...
 
 
-def _gae_cases() -> list[tuple]:
-    rewards, values = _in_padding(normal(14, 3, 4), MASK, 8.0), _in_padding(normal(15, 3, 4), MASK, -6.0)
-    ones = torch.ones(1, 3)
-    return [
-        (tensor([0.0, 1.0]), tensor([0.5, 0.25]), torch.ones(1, 2), 1.0, 0.5),
-        (tensor([0.0, 0.0, 1.0]), tensor([0.5, 0.4, 0.3]), ones, 0.9, 0.5),
-        (tensor([0.1, -0.2, 1.0]), tensor([0.5, 0.3, -0.4]), ones, 0.9, 0.95),
-        (rewards, values, MASK, 0.99, 0.9),
-    ]
+# --- from blank ---------------------------------------------------------------------------------------------------
 
 
-def _rewards_to_go(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float) -> Tensor:
-    return returns.gae(rewards, torch.zeros_like(values), mask, gamma, 1.0)[0]
+def _ppo_cases() -> list[tuple]:
+    def one(ratio: float, advantage: float) -> tuple:
+        return tensor([math.log(0.4 * ratio)]), tensor([math.log(0.4)]), tensor([advantage]), torch.ones(1, 1), 0.2
+
+    old, advantages = -1.5 + 0.3 * normal(4, 3, 4), 2 * normal(5, 3, 4)
+    logps = old + 0.4 * normal(6, 3, 4)
+    batch = (_in_padding(logps, MASK, -0.5), _in_padding(old, MASK, -1.0), _in_padding(advantages, MASK, 7.0), MASK)
+    return [one(1.5, 1.0), one(0.5, -1.0), one(0.5, 1.0), one(1.5, -1.0), one(1.1, 2.0), (*batch, 0.2), (*batch, 0.05)]
 
 
-def _without_next_value(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple:
-    following = F.pad((values * mask)[:, 1:], (0, 1))
-    return returns.gae(rewards - gamma * following, values, mask, gamma, lam)
+def _ppo_parts(logps: Tensor, old_logps: Tensor, advantages: Tensor, clip_range: float) -> tuple[Tensor, Tensor]:
+    ratio = (logps - old_logps).exp()
+    return ratio * advantages, ratio.clamp(1 - clip_range, 1 + clip_range) * advantages
 
 
-def _reading_padding(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple:
-    both = returns.gae(rewards, values, torch.ones_like(mask), gamma, lam)
-    return tuple(x.masked_fill(mask == 0, 0.0) for x in both)
-
-
-def _running_forward(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple:
-    delta = returns.gae(rewards, values, mask, gamma, 0.0)[0]
-    advantages = [delta[:, 0]]
-    for t in range(1, delta.shape[1]):
-        advantages.append(delta[:, t] + gamma * lam * advantages[-1])
-    stacked = torch.stack(advantages, dim=1).masked_fill(mask == 0, 0.0)
-    return stacked, (stacked + values).masked_fill(mask == 0, 0.0)
+def _ppo(objective: Callable[[Tensor, Tensor], Tensor], mean: Callable = losses.masked_mean) -> Callable:
+    """A wrong ppo_loss: -mean(objective(unclipped, clipped), mask)."""
+    return lambda logps, old_logps, advantages, mask, clip_range: (
+        -mean(objective(*_ppo_parts(logps, old_logps, advantages, clip_range)), mask)
+    )
 
 
 @function_exercise(
     lesson=3,
-    title="Generalised advantage estimation",
-    difficulty=4,
+    title="ppo_loss from blank",
+    difficulty=3,
     importance=5,
-    minutes=20,
-    rows=(16, 19),
-    errata=("E5",),
-    maths="delta_t = r_t + gamma V_{t+1} - V_t,  A_t = delta_t + gamma lambda A_{t+1},  return_t = A_t + V_t; after "
-    "the last real token V = A = 0",
-    reference=returns.gae,
-    cases=_gae_cases,
-    constants=("values", "rewards"),
+    minutes=15,
+    rows=(15, 16, 17, 18),
+    errata=("E4", "E21"),
+    maths="L = - masked mean of min(ratio A, clip(ratio, 1 - eps, 1 + eps) A),  ratio = exp(log pi - log pi_old)",
+    reference=losses.ppo_policy_loss,
+    cases=_ppo_cases,
+    differentiable=("logps",),
     hints=(
-        "Go through the tokens from the last to the first and carry two things: A_{t+1} and V_{t+1}.",
-        "At the last real token V_{t+1} is 0. At padding leave both at 0, or multiply by the mask.",
-        "The value net gets its gradient from the value loss, not from here: torch.no_grad(). Return (A, A + V).",
+        "Four lines: the ratio, the two products with the advantage, the smaller of them, the masked mean with a "
+        "minus.",
+        "torch.clamp for the clip, torch.min (element by element) for the pessimistic one of the two.",
+        "The mean is over real tokens only: masked_mean of the exercise above.",
     ),
     mistakes=(
         Mistake(
-            "no baseline",
-            "The article calls the reward model's output the advantage. The advantage is what is better than expected: "
-            "V_t is subtracted in delta_t.",
-            lambda rewards, values, mask, gamma, lam: (_rewards_to_go(rewards, values, mask, gamma),) * 2,
+            "max for min",
+            "PPO is pessimistic: min(ratio A, clip(ratio) A). With max the clip acts where it should not, and not "
+            "where it should. (Written as a loss, the minus turns min into max: max(-ratio A, -clip(ratio) A).)",
+            _ppo(torch.max),
         ),
         Mistake(
-            "lambda forgotten",
-            "With A_t = delta_t + gamma A_{t+1} this is return minus value (lambda = 1). It is gamma lambda A_{t+1}.",
-            lambda rewards, values, mask, gamma, lam: returns.gae(rewards, values, mask, gamma, 1.0),
+            "the minus forgotten",
+            "The clipped objective is to be raised; an optimiser lowers. L = -masked mean(min(...)).",
+            _ppo(lambda a, b: -torch.min(a, b)),
         ),
         Mistake(
-            "one step only",
-            "This is delta_t alone (lambda = 0). Later deltas count too: + gamma lambda A_{t+1}.",
-            lambda rewards, values, mask, gamma, lam: returns.gae(rewards, values, mask, gamma, 0.0),
+            "the clip alone",
+            "Without min the gradient also dies where the token has to come back: A > 0 at a ratio below 1 - eps, A < "
+            "0 above 1 + eps. It is min(ratio A, clip(ratio) A).",
+            _ppo(lambda a, b: b),
         ),
         Mistake(
-            "gamma forgotten",
-            "The next value is discounted too: r_t + gamma V_{t+1} - V_t, and gamma lambda A_{t+1}.",
-            lambda rewards, values, mask, gamma, lam: returns.gae(rewards, values, mask, 1.0, lam),
+            "no clip",
+            "This is the plain surrogate, -ratio A. min with clip(ratio, 1 - eps, 1 + eps) A is missing.",
+            _ppo(lambda a, b: a),
         ),
         Mistake(
-            "V_{t+1} forgotten",
-            "delta_t = r_t + gamma V_{t+1} - V_t. Without the next value, a token in the middle looks worse than it "
-            "is.",
-            _without_next_value,
+            "padding averaged in",
+            "The article's .mean() reads padding too, so the loss depends on how far the batch was padded. Mean over "
+            "mask == 1.",
+            _ppo(torch.min, lambda x, mask: x.mean()),
         ),
         Mistake(
-            "a value read from the padding",
-            "After the last real token the episode is over: V_{t+1} = 0 there, whatever stands in the padding.",
-            _reading_padding,
+            "padding in the denominator",
+            "Divide by mask.sum(), not by all positions.",
+            _ppo(torch.min, lambda x, mask: (x * mask).mean()),
         ),
         Mistake(
-            "returns without the baseline",
-            "The value's target is A_t + V_t, which uses lambda as A_t does, not the plain sum of rewards.",
-            lambda rewards, values, mask, gamma, lam: (
-                returns.gae(rewards, values, mask, gamma, lam)[0],
-                _rewards_to_go(rewards, values, mask, gamma),
+            "the mean of the replies' means",
+            "That weighs a token of a short reply more than one of a long reply. Here it is one mean over all tokens.",
+            _ppo(torch.min, lambda x, mask: ((x * mask).sum(1) / mask.sum(1)).mean()),
+        ),
+        Mistake(
+            "sum in place of the mean",
+            "With a sum the step grows with the number of tokens in the batch.",
+            _ppo(torch.min, lambda x, mask: (x * mask).sum()),
+        ),
+        Mistake(
+            "the log-ratio in place of the ratio",
+            "exp is missing: ratio = exp(logps - old_logps), 1 where nothing has changed.",
+            lambda logps, old_logps, advantages, mask, clip_range: (
+                -losses.masked_mean(
+                    torch.min(
+                        (logps - old_logps) * advantages,
+                        (logps - old_logps).clamp(1 - clip_range, 1 + clip_range) * advantages,
+                    ),
+                    mask,
+                )
             ),
         ),
         Mistake(
-            "advantages and returns swapped",
-            "Return (advantages, returns), in this order.",
-            lambda rewards, values, mask, gamma, lam: returns.gae(rewards, values, mask, gamma, lam)[::-1],
-        ),
-        Mistake(
-            "run forward",
-            "A_t uses A_{t+1}, the future: start at the last token. Forward, a token is praised for what came before "
-            "it.",
-            _running_forward,
-        ),
-        Mistake(
-            "missing detach",
-            "Advantages and returns are constants to both losses. With a path through the values, the policy loss "
-            "would train the value net, to make its own advantages larger. Compute them under torch.no_grad().",
-            returns.gae.__wrapped__,
+            "the ratio upside down",
+            "New over old: exp(logps - old_logps).",
+            lambda logps, old_logps, *rest: losses.ppo_policy_loss(old_logps, logps, *rest),
         ),
     ),
 )
-def gae(rewards, values, mask, gamma, lam):
-    """Generalised advantage estimation: (advantages, returns), both (batch, seq), 0 at the padding, without gradient.
+def ppo_loss(logps, old_logps, advantages, mask, clip_range):
+    """PPO's clipped policy loss: a scalar tensor.
 
-    rewards, values: (batch, seq). mask: 1 on real tokens, then 0 (padding on the right).
+    logps, old_logps: log-probs of the sampled tokens under the policy now and under the one that sampled, (batch, seq).
+    advantages: (batch, seq). mask: 1 on real tokens, 0 on padding. clip_range: epsilon, such as 0.2.
     """
     ...

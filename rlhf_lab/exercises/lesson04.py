@@ -357,88 +357,6 @@ def _dpo(loss: Callable[[Tensor, float], Tensor]) -> Callable:
     return lambda pc, pr, rc, rr, beta: loss(_margin(pc, pr, rc, rr), beta)
 
 
-@function_exercise(
-    lesson=4,
-    title="dpo_loss from blank",
-    difficulty=3,
-    importance=5,
-    minutes=15,
-    rows=(24, 25, 26, 27),
-    errata=("E19", "E21"),
-    maths="L = mean of -log sigmoid(beta [log pi/pi_ref of chosen] - beta [log pi/pi_ref of rejected])",
-    reference=losses.dpo_loss,
-    cases=_pair_cases,
-    differentiable=("policy_chosen_logps", "policy_rejected_logps"),
-    hints=(
-        "Two implied rewards, beta (log pi - log pi_ref), one of the chosen and one of the rejected reply.",
-        "Then it is the reward model's loss, with these rewards in place of its own: -logsigmoid(difference), mean.",
-        "Check yourself: if policy and reference agree, the loss is log 2 = 0.6931 whatever beta is.",
-    ),
-    mistakes=(
-        Mistake(
-            "chosen and rejected swapped",
-            "This loss falls when the rejected reply becomes likelier. Chosen minus rejected inside the sigmoid.",
-            _dpo(lambda margin, beta: -F.logsigmoid(-beta * margin).mean()),
-        ),
-        Mistake(
-            "beta turned round",
-            "r = beta log(pi / pi_ref): beta multiplies. Larger beta holds the policy closer to the reference, because "
-            "a small log-ratio then already makes a large margin.",
-            _dpo(lambda margin, beta: -F.logsigmoid(margin / beta).mean()),
-        ),
-        Mistake(
-            "beta forgotten",
-            "The implied reward is beta log(pi / pi_ref). Without beta it is 1, ten times the usual 0.1.",
-            _dpo(lambda margin, beta: -F.logsigmoid(margin).mean()),
-        ),
-        Mistake(
-            "beta outside the sigmoid",
-            "beta times the loss is only another learning rate. beta has to stand inside: sigmoid(beta (...)).",
-            _dpo(lambda margin, beta: -beta * F.logsigmoid(margin).mean()),
-        ),
-        Mistake(
-            "the reference forgotten",
-            "Without log pi_ref nothing ties the policy to the reference; this pushes log pi(chosen) - log "
-            "pi(rejected).",
-            lambda pc, pr, rc, rr, beta: -F.logsigmoid(beta * (pc - pr)).mean(),
-        ),
-        Mistake(
-            "the reference with the wrong sign",
-            "(log pi_w - log pi_l) - (log ref_w - log ref_l): the reference's difference is subtracted.",
-            lambda pc, pr, rc, rr, beta: -F.logsigmoid(beta * ((pc - pr) + (rc - rr))).mean(),
-        ),
-        Mistake(
-            "missing logsigmoid",
-            "As the article writes it, -log(sigmoid(x)) is inf at x = -130 in fp32, and its gradient nan. F.logsigmoid "
-            "gives the exact value.",
-            _dpo(lambda margin, beta: -torch.log(torch.sigmoid(beta * margin)).mean()),
-        ),
-        Mistake(
-            "the minus forgotten",
-            "log sigmoid is a log-likelihood, to be raised. A loss is lowered: put the minus in front.",
-            _dpo(lambda margin, beta: F.logsigmoid(beta * margin).mean()),
-        ),
-        Mistake(
-            "sum in place of the mean",
-            "With a sum the step grows with the batch. The loss is the mean over pairs.",
-            _dpo(lambda margin, beta: -F.logsigmoid(beta * margin).sum()),
-        ),
-        Mistake(
-            "the mean taken too early",
-            "The mean is over the losses of the pairs, not over their margins.",
-            _dpo(lambda margin, beta: -F.logsigmoid(beta * margin.mean())),
-        ),
-    ),
-)
-def dpo_loss(policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps, beta):
-    """DPO's loss: a scalar tensor.
-
-    policy_*_logps, ref_*_logps: summed log-probs of the replies, (batch,). beta: larger holds the policy closer to the
-    reference. It must stay finite, with a useful gradient, when a margin is very negative.
-    """
-    ...
-
-
 def _gradient_weight(
     policy_chosen_logps: Tensor,
     policy_rejected_logps: Tensor,
@@ -658,3 +576,88 @@ unseen_reply = value_exercise(
         ),
     ),
 )
+
+
+# --- from blank ---------------------------------------------------------------------------------------------------
+
+
+@function_exercise(
+    lesson=4,
+    title="dpo_loss from blank",
+    difficulty=3,
+    importance=5,
+    minutes=15,
+    rows=(24, 25, 26, 27),
+    errata=("E19", "E21"),
+    maths="L = mean of -log sigmoid(beta [log pi/pi_ref of chosen] - beta [log pi/pi_ref of rejected])",
+    reference=losses.dpo_loss,
+    cases=_pair_cases,
+    differentiable=("policy_chosen_logps", "policy_rejected_logps"),
+    hints=(
+        "Two implied rewards, beta (log pi - log pi_ref), one of the chosen and one of the rejected reply.",
+        "Then it is the reward model's loss, with these rewards in place of its own: -logsigmoid(difference), mean.",
+        "Check yourself: if policy and reference agree, the loss is log 2 = 0.6931 whatever beta is.",
+    ),
+    mistakes=(
+        Mistake(
+            "chosen and rejected swapped",
+            "This loss falls when the rejected reply becomes likelier. Chosen minus rejected inside the sigmoid.",
+            _dpo(lambda margin, beta: -F.logsigmoid(-beta * margin).mean()),
+        ),
+        Mistake(
+            "beta turned round",
+            "r = beta log(pi / pi_ref): beta multiplies. Larger beta holds the policy closer to the reference, because "
+            "a small log-ratio then already makes a large margin.",
+            _dpo(lambda margin, beta: -F.logsigmoid(margin / beta).mean()),
+        ),
+        Mistake(
+            "beta forgotten",
+            "The implied reward is beta log(pi / pi_ref). Without beta it is 1, ten times the usual 0.1.",
+            _dpo(lambda margin, beta: -F.logsigmoid(margin).mean()),
+        ),
+        Mistake(
+            "beta outside the sigmoid",
+            "beta times the loss is only another learning rate. beta has to stand inside: sigmoid(beta (...)).",
+            _dpo(lambda margin, beta: -beta * F.logsigmoid(margin).mean()),
+        ),
+        Mistake(
+            "the reference forgotten",
+            "Without log pi_ref nothing ties the policy to the reference; this pushes log pi(chosen) - log "
+            "pi(rejected).",
+            lambda pc, pr, rc, rr, beta: -F.logsigmoid(beta * (pc - pr)).mean(),
+        ),
+        Mistake(
+            "the reference with the wrong sign",
+            "(log pi_w - log pi_l) - (log ref_w - log ref_l): the reference's difference is subtracted.",
+            lambda pc, pr, rc, rr, beta: -F.logsigmoid(beta * ((pc - pr) + (rc - rr))).mean(),
+        ),
+        Mistake(
+            "missing logsigmoid",
+            "As the article writes it, -log(sigmoid(x)) is inf at x = -130 in fp32, and its gradient nan. F.logsigmoid "
+            "gives the exact value.",
+            _dpo(lambda margin, beta: -torch.log(torch.sigmoid(beta * margin)).mean()),
+        ),
+        Mistake(
+            "the minus forgotten",
+            "log sigmoid is a log-likelihood, to be raised. A loss is lowered: put the minus in front.",
+            _dpo(lambda margin, beta: F.logsigmoid(beta * margin).mean()),
+        ),
+        Mistake(
+            "sum in place of the mean",
+            "With a sum the step grows with the batch. The loss is the mean over pairs.",
+            _dpo(lambda margin, beta: -F.logsigmoid(beta * margin).sum()),
+        ),
+        Mistake(
+            "the mean taken too early",
+            "The mean is over the losses of the pairs, not over their margins.",
+            _dpo(lambda margin, beta: -F.logsigmoid(beta * margin.mean())),
+        ),
+    ),
+)
+def dpo_loss(policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps, beta):
+    """DPO's loss: a scalar tensor.
+
+    policy_*_logps, ref_*_logps: summed log-probs of the replies, (batch,). beta: larger holds the policy closer to the
+    reference. It must stay finite, with a useful gradient, when a margin is very negative.
+    """
+    ...

@@ -64,8 +64,8 @@ class PPOConfig(TrainingArguments):
 
     # Ours.
     generation_batch_size: int | None = field(default=None, metadata={"help": "Rows sampled at once; else as scored."})
-    merge_for_generation: bool = field(default=False, metadata={"help": "Sample with LoRA folded into a copy: faster."})
-    shared_value: bool = field(default=False, metadata={"help": "The value is a head on the policy's states: faster."})
+    merge_for_generation: bool = field(default=False, metadata={"help": "Sample from a copy with LoRA folded in."})
+    shared_value: bool = field(default=False, metadata={"help": "Value: a head on the policy's states, no adapter."})
     adap_kl_ctrl: bool = field(default=False, metadata={"help": "Let kl_coef follow `target` (Ziegler et al. 2019)."})
     target: float = field(default=6.0, metadata={"help": "KL a reply, in nats, that the adaptive controller holds."})
     horizon: float = field(default=10_000, metadata={"help": "Episodes over which the controller reacts."})

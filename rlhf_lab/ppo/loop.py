@@ -196,10 +196,9 @@ class PPOLoop(Trainer):
         if self.is_world_process_zero():
             Console().print(table)
 
-    def create_model_card(self, model_name=None, dataset_name=None, tags=None, **kwargs) -> None:
-        """Trainer's card by TRL's argument names, so that `push_to_hub(dataset_name=...)` works; tagged as ours."""
-        kwargs.setdefault("dataset", dataset_name)
-        super().create_model_card(model_name=model_name, tags=tags or list(self.model.model_tags), **kwargs)
+    def create_model_card(self, model_name=None, dataset_name=None, **kwargs) -> None:
+        """Trainer's card by TRL's argument names, so that `push_to_hub(dataset_name=...)` works."""
+        super().create_model_card(model_name=model_name, **({"dataset": dataset_name} | kwargs))
 
     # ---------------------------------------------------------------- the optimizer, on one process or many
 

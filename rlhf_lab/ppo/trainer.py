@@ -86,7 +86,7 @@ class PPOTrainer(PPOLoop):
             args, data_collator, model=model, processing_class=processing_class, train_dataset=train_dataset,
             eval_dataset=eval_dataset, optimizers=optimizers, callbacks=callbacks,
         )  # fmt: skip
-        model.add_model_tags(["rlhf-lab", "ppo"])  # the hub's card takes them from there, PEFT's too
+        model.add_model_tags(["rlhf-lab", "ppo"])
 
     def train(self, resume_from_checkpoint: str | bool | None = None) -> TrainOutput:
         """Run `total_episodes` episodes. Resumes from a checkpoint folder with the same results as without a break."""

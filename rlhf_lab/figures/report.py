@@ -1,122 +1,30 @@
-"""Every figure of the report and the lessons: data in, matplotlib Figure out, nothing else touched.
-
-No pyplot: a figure opens no window and leaves no setting behind, and looks the same whatever theme is set. A model has
-one colour, marker and hatch throughout (Okabe and Ito's palette, jfly.uni-koeln.de/color), so a figure can also be read
-in grey. `alt_text(figure)` is a sentence with its numbers, for who cannot see it.
-"""
+"""Every figure of the report: what a run measured in, matplotlib Figure out, nothing else touched."""
 
 from __future__ import annotations
 
-import base64
-import functools
-import io
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
 
-import matplotlib.style
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from rlhf_lab.evaluate import CalibrationCurve, Interval
+from rlhf_lab.figures.base import (
+    ERROR_BARS,
+    FAINT,
+    INK,
+    LOOKS,
+    LabFigure,
+    Look,
+    described,
+    legend_above,
+    look,
+    new_figure,
+    spread,
+    styled,
+)
 
 
-class Look(NamedTuple):
-    """How one model is drawn, everywhere."""
-
-    label: str
-    colour: str
-    marker: str
-    hatch: str
-
-
-LOOKS = {
-    "base": Look("Base", "#999999", "s", ""),
-    "sft": Look("SFT", "#0072B2", "o", "//"),
-    "reward": Look("Reward model", "#CC79A7", "P", "xx"),
-    "ppo": Look("PPO", "#D55E00", "^", "\\\\"),
-    "dpo": Look("DPO", "#009E73", "D", ".."),
-}
-SPARE_LOOKS = (("#E69F00", "v", "++"), ("#56B4E9", "X", "oo"), ("#F0E442", "p", "**"))
-INK = "#222222"
-FAINT = "#767676"  # 4.5:1 on white
-
-STYLE = {
-    "figure.dpi": 110,
-    "figure.constrained_layout.use": True,
-    "savefig.dpi": 150,
-    "font.size": 10,
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.edgecolor": FAINT,
-    "axes.labelcolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e3e3e3",
-    "grid.linewidth": 0.8,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "legend.frameon": False,
-    "hatch.color": "white",
-    "hatch.linewidth": 1.0,
-}
-ERROR_BARS = {"ecolor": INK, "elinewidth": 1.3, "capsize": 3, "capthick": 1.3}
-
-
-class LabFigure(Figure):
-    """A Figure with its alt text, which shows itself as the last line of a notebook cell without pyplot."""
-
-    rlhf_alt: str = ""
-
-    def _repr_mimebundle_(self, include=None, exclude=None) -> tuple[dict, dict]:
-        png = base64.b64encode(to_png(self)).decode("ascii")
-        return {"image/png": png, "text/plain": self.rlhf_alt}, {"image/png": {"alt": self.rlhf_alt}}
-
-
-def alt_text(figure: Figure) -> str:
-    """One or two sentences that say what the figure shows, numbers included."""
-    return getattr(figure, "rlhf_alt", "")
-
-
-def to_png(figure: Figure) -> bytes:
-    """The figure as PNG, the same bytes for the same figure."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=STYLE["savefig.dpi"], facecolor="white", metadata={"Software": None})
-    return buffer.getvalue()
-
-
-def save(figure: Figure, path: Path) -> Path:
-    """Write the figure to `path` as PNG, its alt text in the file as the description."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    metadata = {"Software": None, "Description": alt_text(figure)}
-    figure.savefig(path, format="png", dpi=STYLE["savefig.dpi"], facecolor="white", metadata=metadata)
-    return path
-
-
-def look(model: str) -> Look:
-    """The look of a model. A name not in LOOKS gets a spare one by its letters, always the same."""
-    if model in LOOKS:
-        return LOOKS[model]
-    return Look(model, *SPARE_LOOKS[sum(map(ord, model)) % len(SPARE_LOOKS)])
-
-
-def _styled(draw: Callable[..., LabFigure]) -> Callable[..., LabFigure]:
-    """Draw with our style and nothing of the reader's (a dark theme, say), and leave theirs as it was."""
-
-    @functools.wraps(draw)
-    def styled(*args, **kwargs) -> LabFigure:
-        with matplotlib.style.context(["default", STYLE]):
-            return draw(*args, **kwargs)
-
-    return styled
-
-
-@_styled
+@styled
 def gold_by_attribute(
     attributes: Sequence[str],
     means: Mapping[str, Mapping[str, Interval]],
@@ -127,7 +35,7 @@ def gold_by_attribute(
 
     `means` is model -> attribute -> Interval; an attribute that a model lacks leaves a gap.
     """
-    figure, axes = _figure(max(6.5, 1.0 + 1.25 * len(attributes)), 3.8)
+    figure, axes = new_figure(max(6.5, 1.0 + 1.25 * len(attributes)), 3.8)
     width = 0.8 / max(1, len(means))
     for index, (model, by_attribute) in enumerate(means.items()):
         at = [i + (index - (len(means) - 1) / 2) * width for i, name in enumerate(attributes) if name in by_attribute]
@@ -139,23 +47,23 @@ def gold_by_attribute(
     axes.axhline(0, color=FAINT, linewidth=1)
     axes.set_xlabel("attribute of the reply")
     axes.set_ylabel(ylabel)
-    _legend_above(figure, axes)
+    legend_above(figure, axes)
     told = [
         f"{name.replace('_', ' ')}: "
         + ", ".join(f"{look(m).label} {means[m][name].value:.2f}" for m in means if name in means[m])
         for name in attributes
     ]
-    return _described(figure, f"Bars of the {ylabel} by attribute, with 95 % intervals. {'; '.join(told)}.")
+    return described(figure, f"Bars of the {ylabel} by attribute, with 95 % intervals. {'; '.join(told)}.")
 
 
-@_styled
+@styled
 def win_rates(rates: Mapping[str, Interval], *, baseline: str = "SFT", n: int | None = None) -> LabFigure:
     """Each model's share of prompts won against the baseline (ties half), with the line of no difference at 0.5."""
-    figure, axes = _figure(6.5, 1.5 + 0.55 * len(rates))
+    figure, axes = new_figure(6.5, 1.5 + 0.55 * len(rates))
     for row, (model, rate) in enumerate(rates.items()):
         style = look(model)
         axes.errorbar(
-            rate.value, row, xerr=_spread([rate]), fmt=style.marker, color=style.colour, markersize=9, **ERROR_BARS
+            rate.value, row, xerr=spread([rate]), fmt=style.marker, color=style.colour, markersize=9, **ERROR_BARS
         )
         axes.annotate(str(rate), (rate.value, row), (0, 9), textcoords="offset points", ha="center", va="bottom")
     axes.axvline(0.5, color=FAINT, linestyle="--", linewidth=1.2)
@@ -171,10 +79,10 @@ def win_rates(rates: Mapping[str, Interval], *, baseline: str = "SFT", n: int | 
     axes.set_xlabel(f"share of {prompts} won against {baseline} (ties half, 95 % interval)")
     axes.set_ylabel("model")
     told = ", ".join(f"{look(model).label} {rate}" for model, rate in rates.items())
-    return _described(figure, f"Win rate against {baseline} on {prompts}, 0.5 being no difference: {told}.")
+    return described(figure, f"Win rate against {baseline} on {prompts}, 0.5 being no difference: {told}.")
 
 
-@_styled
+@styled
 def learning_curves(curves: Mapping[str, Mapping], *, columns: int = 3) -> LabFigure:
     """Small multiples: one panel for each entry of title -> {"x", "y", "xlabel", "ylabel"}.
 
@@ -183,7 +91,7 @@ def learning_curves(curves: Mapping[str, Mapping], *, columns: int = 3) -> LabFi
     """
     columns = 2 if len(curves) == 4 else min(columns, max(1, len(curves)))
     rows = -(-len(curves) // columns)
-    figure, grid = _figure(max(4.2, 3.1 * columns), 2.6 * rows, rows, columns)
+    figure, grid = new_figure(max(4.2, 3.1 * columns), 2.6 * rows, rows, columns)
     figure.get_layout_engine().set(h_pad=0.1)
     grid = np.atleast_1d(grid)
     told = []
@@ -209,10 +117,10 @@ def learning_curves(curves: Mapping[str, Mapping], *, columns: int = 3) -> LabFi
             told.append(f"{title} from {finite[0]:.3g} to {finite[-1]:.3g}")
     for axes in grid[len(curves) :]:
         axes.remove()
-    return _described(figure, f"Learning curves: {'; '.join(told)}.")
+    return described(figure, f"Learning curves: {'; '.join(told)}.")
 
 
-@_styled
+@styled
 def kl_and_reward(
     points: Mapping[str, tuple[Interval, Interval]],
     *,
@@ -220,11 +128,11 @@ def kl_and_reward(
     ylabel: str = "mean gold reward (points)",
 ) -> LabFigure:
     """What each model gained against how far it moved: gold reward over KL, both with 95 % intervals."""
-    figure, axes = _figure(6.5, 3.9)
+    figure, axes = new_figure(6.5, 3.9)
     for model, (kl, gold) in points.items():
         style = look(model)
         axes.errorbar(
-            kl.value, gold.value, xerr=_spread([kl]), yerr=_spread([gold]),
+            kl.value, gold.value, xerr=spread([kl]), yerr=spread([gold]),
             fmt=style.marker, color=style.colour, markersize=9, label=style.label, **ERROR_BARS,
         )  # fmt: skip
         axes.annotate(style.label, (kl.value, gold.value), (9, 7), textcoords="offset points", weight="bold")
@@ -234,17 +142,17 @@ def kl_and_reward(
     axes.set_xlabel(f"KL from {reference} (nats a reply)")
     axes.set_ylabel(ylabel)
     told = "; ".join(f"{look(m).label}: KL {kl}, gold {gold}" for m, (kl, gold) in points.items())
-    return _described(figure, f"Gold reward over the KL divergence from {reference} in nats a reply. {told}.")
+    return described(figure, f"Gold reward over the KL divergence from {reference} in nats a reply. {told}.")
 
 
-@_styled
+@styled
 def calibration(curve: CalibrationCurve | Mapping[str, Sequence[float]], *, ece: float | None = None) -> LabFigure:
     """Observed share preferred over the predicted probability, with the diagonal, over the count of each bin."""
     if not isinstance(curve, Mapping):
         curve = curve.as_dict()
     predicted, observed = np.asarray(curve["predicted"], dtype=float), np.asarray(curve["observed"], dtype=float)
     count, centre = np.asarray(curve["count"], dtype=float), np.asarray(curve["centre"], dtype=float)
-    figure, (upper, lower) = _figure(5.0, 4.8, 2, 1, sharex=True, height_ratios=(3.4, 1))
+    figure, (upper, lower) = new_figure(5.0, 4.8, 2, 1, sharex=True, height_ratios=(3.4, 1))
     style = LOOKS["reward"]
     upper.plot([0, 1], [0, 1], color=FAINT, linestyle="--", linewidth=1.2, label="calibrated")
     upper.plot(
@@ -262,13 +170,13 @@ def calibration(curve: CalibrationCurve | Mapping[str, Sequence[float]], *, ece:
     lower.set_xlabel("predicted probability that a reply is preferred")
     told = ", ".join(f"{o:.2f} at {p:.2f}" for p, o in zip(predicted, observed, strict=True))
     error = "" if ece is None else f" Expected calibration error {ece:.3f}."
-    return _described(figure, f"Calibration: observed share preferred at each predicted probability: {told}.{error}")
+    return described(figure, f"Calibration: observed share preferred at each predicted probability: {told}.{error}")
 
 
-@_styled
+@styled
 def lengths(values: Mapping[str, Sequence[int]], *, unit: str = "tokens") -> LabFigure:
     """The spread of reply lengths of each model: box from quartile to quartile, whiskers from 5 % to 95 %, mean dot."""
-    figure, axes = _figure(6.5, 1.3 + 0.55 * len(values))
+    figure, axes = new_figure(6.5, 1.3 + 0.55 * len(values))
     told = []
     for row, (model, sample) in enumerate(values.items()):
         style = look(model)
@@ -286,14 +194,14 @@ def lengths(values: Mapping[str, Sequence[int]], *, unit: str = "tokens") -> Lab
     axes.grid(axis="y", visible=False)
     axes.set_xlabel(f"length of a reply ({unit}; box: quartiles, whiskers: 5 % to 95 %, dot: mean)")
     axes.set_ylabel("model")
-    return _described(figure, f"Reply lengths in {unit}, means: {'; '.join(told)}.")
+    return described(figure, f"Reply lengths in {unit}, means: {'; '.join(told)}.")
 
 
-@_styled
+@styled
 def stage_costs(seconds: Mapping[str, float], peak_mb: Mapping[str, float]) -> LabFigure:
     """Wall-clock seconds and peak memory (MB) of each stage, side by side. A "total" is left out."""
     stages = [stage for stage in dict.fromkeys([*seconds, *peak_mb]) if stage != "total"]
-    figure, panels = _figure(7.5, 1.2 + 0.38 * len(stages), 1, 2, sharey=True)
+    figure, panels = new_figure(7.5, 1.2 + 0.38 * len(stages), 1, 2, sharey=True)
     told, names = [], {stage: LOOKS[stage].label if stage in LOOKS else stage for stage in stages}
     for axes, costs, label in zip(panels, (seconds, peak_mb), ("seconds", "peak memory (MB)"), strict=True):
         for row, stage in enumerate(stages):
@@ -311,37 +219,13 @@ def stage_costs(seconds: Mapping[str, float], peak_mb: Mapping[str, float]) -> L
     panels[0].set_yticks(range(len(stages)), list(names.values()))
     panels[0].set_ylim(len(stages) - 0.5, -0.5)
     panels[0].set_ylabel("stage")
-    return _described(figure, f"What each stage cost. {'; '.join(told)}.")
-
-
-def _figure(width: float, height: float, rows: int = 1, columns: int = 1, **subplots):
-    """A figure of that size in inches, and its axes: one, or an array (rows * columns,)."""
-    figure = LabFigure(figsize=(width, height))
-    axes = figure.subplots(rows, columns, squeeze=False, **subplots).ravel()
-    return figure, axes[0] if len(axes) == 1 else axes
-
-
-def _described(figure: LabFigure, text: str) -> LabFigure:
-    figure.rlhf_alt = text
-    return figure
-
-
-def _spread(intervals: Sequence[Interval]) -> np.ndarray:
-    """Distances (2, n) from value to low and to high, as errorbar takes them; never below 0."""
-    below = [max(0.0, interval.value - interval.low) for interval in intervals]
-    above = [max(0.0, interval.high - interval.value) for interval in intervals]
-    return np.array([below, above])
+    return described(figure, f"What each stage cost. {'; '.join(told)}.")
 
 
 def _bars(axes, at: Sequence[float], intervals: Sequence[Interval], width: float, style: Look) -> None:
     heights = [interval.value for interval in intervals]
     axes.bar(at, heights, width=width, color=style.colour, hatch=style.hatch, label=style.label)
-    axes.errorbar(at, heights, yerr=_spread(intervals), fmt="none", **ERROR_BARS)
-
-
-def _legend_above(figure: LabFigure, axes) -> None:
-    handles, names = axes.get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper left", ncols=max(1, len(names)), handlelength=1.6)
+    axes.errorbar(at, heights, yerr=spread(intervals), fmt="none", **ERROR_BARS)
 
 
 def _running_mean(values: np.ndarray) -> np.ndarray:
