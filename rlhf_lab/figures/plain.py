@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from rlhf_lab.evaluate import Interval
-from rlhf_lab.figures.base import ERROR_BARS, FAINT, INK, LabFigure, described, legend_above, new_figure, styled
-from rlhf_lab.figures.report import _spread
+from rlhf_lab.figures.base import ERROR_BARS, FAINT, INK, LabFigure, described, legend_above, new_figure, spread, styled
 
 # Okabe and Ito's, told apart by marker and dash too.
 LINES = (("#0072B2", "o", "-"), ("#D55E00", "s", "--"), ("#009E73", "^", "-."), ("#CC79A7", "D", ":"))
@@ -37,7 +36,7 @@ def lines(
         values = np.array([point.value if isinstance(point, Interval) else point for point in y], dtype=float)
         style = {"color": colour, "linestyle": dash, "linewidth": 1.9, "label": name}
         if isinstance(y[0], Interval):
-            axes.errorbar(x, values, yerr=_spread(y), marker=marker, markersize=7, **style, **ERROR_BARS)
+            axes.errorbar(x, values, yerr=spread(y), marker=marker, markersize=7, **style, **ERROR_BARS)
         else:
             axes.plot(x, values, marker=marker if len(x) <= 40 else None, markersize=6, **style)
         told.append(f"{name} from {values[0]:.3g} at {x[0]:g} to {values[-1]:.3g} at {x[-1]:g}")
@@ -75,7 +74,7 @@ def dots(
         at = [rows.index(row) + 0.2 * (index - (len(groups) - 1) / 2) for row in by_row]
         intervals = list(by_row.values())
         axes.errorbar(
-            [interval.value for interval in intervals], at, xerr=_spread(intervals), fmt=marker, color=colour,
+            [interval.value for interval in intervals], at, xerr=spread(intervals), fmt=marker, color=colour,
             markersize=7, label=group, **ERROR_BARS,
         )  # fmt: skip
         told.append(f"{group}: " + ", ".join(f"{row} {interval}" for row, interval in by_row.items()))

@@ -197,7 +197,8 @@ class PPOTrainer(PPOLoop):
             for name, number in self._micro_step(batch, micro, share).items():
                 totals[name] += number.detach() * share
         norm = self._gradient_norm()
-        if not torch.isfinite(norm) and self.accelerator.mixed_precision != "fp16":  # which skips such a step itself
+        scales = self.accelerator.scaler or (self.is_deepspeed_enabled and self.accelerator.mixed_precision == "fp16")
+        if not torch.isfinite(norm) and not scales:  # a scaler of fp16 skips such a step by itself
             raise self._stop(
                 f"the gradient is {norm.item()}", "Lower the learning rate", *self._culprit(batch, minibatch)
             )
