@@ -121,7 +121,7 @@ what_a_label_says = value_exercise(
         Mistake(
             "preferred taken for true",
             "In the article's own pair the chosen reply repeats a misconception (a quantum computer tries all answers "
-            "at once) and is about twice as long. Preferred is not the same as true.",
+            "at once) and is longer by half (63 words against 40). Preferred is not the same as true.",
             "true",
         ),
         Mistake(
