@@ -1,4 +1,4 @@
-"""How training went on an enumerable world: total variation from pi*, KL and reward over steps, a line for each seed."""
+"""How training went on an enumerable world: distance from pi*, KL and reward over steps, a line for each seed."""
 
 from __future__ import annotations
 
