@@ -13,8 +13,9 @@ from transformers import PreTrainedTokenizerFast
 
 from rlhf_lab import data, files
 from rlhf_lab.errors import UserError
+from rlhf_lab.profiles import REPO_ROOT
 
-REAL_FILE = Path("/work/shared/data/instruction-preferences.json")
+REAL_FILE = REPO_ROOT.parent / "shared" / "data" / "instruction-preferences.json"
 
 
 def user(text):
