@@ -25,6 +25,7 @@ from rlhf_lab import figures
 from rlhf_lab.exact import optimal_policy
 from rlhf_lab.figures.live import LiveFigure, quick_png
 from rlhf_lab.profiles import DATA_DIR
+from rlhf_lab.tabular import World, dpo_optimum
 
 TRAJECTORY = DATA_DIR / "trajectory.json"
 
@@ -216,10 +217,8 @@ def recorded_trajectory(path: Path = TRAJECTORY) -> dict[str, Any]:
 def closed_form_sweep(beta: float = 0.5) -> dict[str, Any]:
     """Ends of exact PPO and DPO on eight replies, from coverage 25 % to 100 %.
 
-    PPO, on the true reward, ends in pi* whatever the pairs. DPO's loss knows differences of log-ratios within pairs
-    only. By gradient descent on logits from the reference, those of replies in no pair never move and the mean of the
-    others' stays, so log pi / ref is r / beta less its mean over the covered replies on these, and 0 on the rest, up to
-    one constant for all.
+    PPO, on the true reward, ends in pi* whatever the pairs; DPO, by gradient descent from the reference, in
+    tabular.dpo_optimum.
     """
     ref_probs = np.array([0.22, 0.18, 0.16, 0.14, 0.12, 0.08, 0.06, 0.04])
     rewards = np.array([0.0, 0.6, -0.8, 1.0, -0.4, 1.6, 0.3, -1.2])
@@ -227,13 +226,11 @@ def closed_form_sweep(beta: float = 0.5) -> dict[str, Any]:
     optimum = optimal_policy(ref_probs, rewards, beta)
     sizes = np.arange(2, len(rewards) + 1)
     support = np.array([np.isin(np.arange(len(rewards)), first_covered[:size]) for size in sizes])
-    dpo = []
-    for covered in support:
-        gain = np.where(covered, rewards - rewards[covered].mean(), 0.0)
-        dpo.append(optimal_policy(ref_probs, gain, beta))
+    world = World(ref_probs, rewards)
+    dpo = np.array([dpo_optimum(world, beta, covered) for covered in support])
     return {
         "coverages": sizes / len(rewards),
-        "policies": {"ppo": np.tile(optimum, (len(sizes), 1)), "dpo": np.array(dpo)},
+        "policies": {"ppo": np.tile(optimum, (len(sizes), 1)), "dpo": dpo},
         "optimum": optimum,
         "support": support,
         "ref_probs": ref_probs,

@@ -17,9 +17,10 @@ import scipy.stats
 from rlhf_lab.annotate import ANNOTATORS, Pair, Session, agree, compare, helpdesk_pairs, kappa_interval
 from rlhf_lab.annotate.agreement import _resampled_kappas, annotator_labels, expected_share, my_report
 from rlhf_lab.annotate.pairs import gold_knows, gold_view, read_pairs, spread_over_prompts
-from rlhf_lab.annotate.session import Answer, data_directory, my_labels, my_session
+from rlhf_lab.annotate.session import Answer, my_labels, my_session
 from rlhf_lab.data import load_preferences
 from rlhf_lab.errors import UserError
+from rlhf_lab.files import data_dir
 from rlhf_lab.helpdesk import Annotator, gold_breakdown, gold_reward
 from rlhf_lab.pipeline import HELPDESK
 from rlhf_lab.preferences import cohen_kappa
@@ -320,7 +321,7 @@ def test_the_learners_own_labels_are_in_their_data_directory(tmp_path, monkeypat
     monkeypatch.delenv("RLHF_LAB_DATA")
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "xdg"))
     if sys.platform == "linux":
-        assert data_directory() == tmp_path / "xdg" / "rlhf_lab"
+        assert data_dir() == tmp_path / "xdg" / "rlhf_lab"
 
 
 # ---- agreement ----

@@ -169,7 +169,7 @@ def test_cohen_kappa_by_hand():
         cohen_kappa([0, 1], [0, 1, 1])
 
 
-@pytest.mark.parametrize("module", ["preferences", "exact", "tabular"])
+@pytest.mark.parametrize("module", ["preferences", "exact", "tabular", "parting"])
 def test_torch_is_not_imported(module):
     code = f"import sys, rlhf_lab.{module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

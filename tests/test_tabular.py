@@ -13,23 +13,20 @@ from scipy.special import expit, logit
 
 from rlhf_lab import losses
 from rlhf_lab.exact import kl, optimal_policy, total_variation
+from rlhf_lab.parting import coverage_sweep, label_noise, sure_preferences, wrong_reference
 from rlhf_lab.tabular import (
     World,
-    coverage_sweep,
     dpo_optimum,
     ipo_optimum,
-    label_noise,
     leave_one_out,
     preferences,
     sample_preferences,
-    sure_preferences,
     train_dpo,
     train_exact_gradient,
     train_ipo,
     train_policy_gradient,
     train_ppo,
     train_rloo,
-    wrong_reference,
 )
 
 SEEDS = (0, 1, 2)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from rlhf_lab.annotate.pairs import Pair, helpdesk_pairs
 from rlhf_lab.errors import UserError
-from rlhf_lab.files import write_jsonl
+from rlhf_lab.files import data_dir, write_jsonl
 
 CHOICES = ("left", "right", "tie")
 HEADER = {"format": "rlhf_lab annotation session", "version": 1}
@@ -170,18 +170,9 @@ class Session:
             self.labels_path.unlink(missing_ok=True)  # a file without rows is no training data
 
 
-def data_directory() -> Path:
-    """Where a learner's own work is kept: $RLHF_LAB_DATA, else the user's data directory of this system."""
-    if chosen := os.environ.get("RLHF_LAB_DATA"):
-        return Path(chosen)
-    import platformdirs
-
-    return Path(platformdirs.user_data_dir("rlhf_lab", appauthor=False))
-
-
 def my_labels() -> Path:
     """The labels that the learner gave in lesson 01: `load_preferences` reads them once one pair is decided."""
-    return data_directory() / MY_LABELS
+    return data_dir() / MY_LABELS
 
 
 def my_session(n: int = 30, seed: int = 0) -> Session:

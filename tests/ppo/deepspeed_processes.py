@@ -5,12 +5,11 @@ torchrun --nproc_per_node N deepspeed_processes.py FILE STAGE [CHECKPOINT]     w
 
 import os
 import sys
-from dataclasses import fields
 
 import torch
 from accelerate import PartialState
 from safetensors.torch import save_file
-from small import tiny, trainer
+from small import my_share, tiny, trainer
 from transformers import AutoTokenizer
 
 from rlhf_lab.profiles import DATA_DIR
@@ -41,14 +40,7 @@ def two_updates(file, stage=0, checkpoint=None):
     t._start(checkpoint)
     for update in range(t.state.global_step, 2):
         torch.manual_seed(update)
-        batch = t.rollout([t.train_dataset[i] for i in range(8)])  # the same everywhere
-        mine = slice(t.accelerator.process_index * 8 // world, (t.accelerator.process_index + 1) * 8 // world)
-        for field in fields(batch):
-            value = getattr(batch, field.name)
-            if isinstance(value, (list, torch.Tensor)):
-                setattr(batch, field.name, value[mine])
-        t.score(batch)
-        t.compute_advantages(batch)
+        batch = my_share(t)
         t._finish_step(batch, t.update(batch))
         if update == 0:
             t._save_checkpoint(t.model, trial=None)

@@ -4,11 +4,10 @@ torchrun --nproc_per_node N two_processes.py FILE     writes the trained weights
 """
 
 import sys
-from dataclasses import fields
 
 import torch
 from safetensors.torch import save_file
-from small import tiny, trainer
+from small import my_share, tiny, trainer
 from transformers import AutoTokenizer
 
 from rlhf_lab.profiles import DATA_DIR
@@ -26,14 +25,7 @@ def main():
     assert t.args.batch_size == 8 and t.accelerator.num_processes == world
     t._start(None)
     torch.manual_seed(0)
-    batch = t.rollout([t.train_dataset[i] for i in range(8)])  # the same everywhere
-    mine = slice(t.accelerator.process_index * 8 // world, (t.accelerator.process_index + 1) * 8 // world)
-    for field in fields(batch):
-        value = getattr(batch, field.name)
-        if isinstance(value, (list, torch.Tensor)):
-            setattr(batch, field.name, value[mine])
-    t.score(batch)
-    t.compute_advantages(batch)
+    batch = my_share(t)
     stats = t.update(batch)
     t._finish_step(batch, stats)
     if t.is_world_process_zero():
