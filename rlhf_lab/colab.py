@@ -51,6 +51,15 @@ def install_missing() -> list[str]:
     return wanted
 
 
+def choose_profile(profile: str | None = None) -> str | None:
+    """`profile` where one was named; else the largest Llama that the GPU here can hold, and None (tiny) without one."""
+    import torch
+
+    if profile or not torch.cuda.is_available():
+        return profile
+    return "llama-1b"
+
+
 def _satisfied(requirement: Requirement, installed: Callable[[str], str]) -> bool:
     if requirement.name == KEPT:
         return True

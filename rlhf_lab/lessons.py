@@ -16,14 +16,22 @@ from nbclient.exceptions import CellExecutionError
 from tqdm import tqdm
 
 from rlhf_lab.errors import UserError
+from rlhf_lab.lab import RECORDING
 from rlhf_lab.profiles import REPO_ROOT
 
 NOTEBOOKS = REPO_ROOT / "notebooks"
 WIDGET = "application/vnd.jupyter.widget-view+json"
 REPO = "owner/name"  # until `make colab REPO=...` says where the course lives
 _NAME = r"[\w.-]+/[\w.-]+"
+WITH_PROFILE = "05"  # from this lesson on, the first cell says which Llama
+_HEAD = "# On Colab this fetches the course and installs what is missing; anywhere else it does nothing."
+_PROFILE_HEAD = """\
+# Which Llama: "tiny" (the repository's own), "smol", "llama-1b", "llama-2-7b" or "llama-8b". None is tiny here, and on
+# Colab what its GPU can hold. On Colab this cell also fetches the course and installs what is missing.
+PROFILE = None
+"""
 _COLAB_CELL = """\
-# On Colab this fetches the course and installs what is missing; anywhere else it does nothing.
+{head}
 import pathlib, subprocess, sys
 
 if "google.colab" in sys.modules:
@@ -34,6 +42,11 @@ if "google.colab" in sys.modules:
     from rlhf_lab.colab import install_missing
 
     install_missing()"""
+_PROFILE_TAIL = """
+
+    from rlhf_lab.colab import choose_profile
+
+    PROFILE = choose_profile(PROFILE)"""
 
 
 def lessons() -> list[Path]:
@@ -41,9 +54,11 @@ def lessons() -> list[Path]:
     return sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
 
 
-def colab_cell(repo: str = REPO) -> str:
-    """The text of the first cell of every lesson."""
-    return _COLAB_CELL.format(repo=repo)
+def colab_cell(lesson: str, repo: str = REPO) -> str:
+    """The text of the first cell of a lesson ("03"); from 05 on it sets PROFILE too."""
+    if lesson >= WITH_PROFILE:
+        return _COLAB_CELL.format(head=_PROFILE_HEAD, repo=repo) + _PROFILE_TAIL
+    return _COLAB_CELL.format(head=_HEAD, repo=repo)
 
 
 def badge(repo: str, path: Path) -> str:
@@ -60,23 +75,27 @@ def stamp(path: Path, repo: str) -> None:
     if not re.fullmatch(_NAME, repo):
         raise UserError(f"{repo!r} is no repository", fix="Say it as make colab REPO=owner/name")
     notebook = nbformat.read(path, as_version=4)
-    if not re.fullmatch(re.escape(colab_cell("@")).replace("@", _NAME), notebook.cells[0].source):
+    lesson = path.name[:2]
+    if not re.fullmatch(re.escape(colab_cell(lesson, "@")).replace("@", _NAME), notebook.cells[0].source):
         raise UserError("its first cell is not the Colab cell", where=path.name, fix="Put colab_cell() there")
-    notebook.cells[0].source = colab_cell(repo)
+    notebook.cells[0].source = colab_cell(lesson, repo)
     title, *paragraphs = notebook.cells[1].source.split("\n\n")
     paragraphs = [paragraph for paragraph in paragraphs if not paragraph.startswith("[![Open in Colab]")]
     notebook.cells[1].source = "\n\n".join([title, badge(repo, path), *paragraphs])
     nbformat.write(notebook, path)
 
 
-def execute(path: Path, timeout: int = 1200) -> None:
+def execute(path: Path, timeout: int = 1200, profile: str | None = None) -> None:
     """Run every cell of one lesson from a fresh kernel and save it, outputs included.
 
+    With `profile` the lesson runs on that Llama and only what it measured is kept, in data/records.
     It runs as for a learner who has answered nothing yet. What cannot work without a kernel, or would change every
     time, is not kept: of a widget the text that stands for it, of times and widget ids nothing.
     Raises UserError naming the cell; the file is then left as it was.
     """
     notebook = nbformat.read(path, as_version=4)
+    if profile:
+        notebook.cells[0].source = notebook.cells[0].source.replace("PROFILE = None", f"PROFILE = {profile!r}")
     resources = {"metadata": {"path": str(NOTEBOOKS)}}
     client = NotebookClient(
         notebook,
@@ -87,28 +106,39 @@ def execute(path: Path, timeout: int = 1200) -> None:
         coalesce_streams=True,
     )
     try:
-        with _new_learner():
+        with _new_learner(), _set(RECORDING, profile):
             client.execute()
     except CellExecutionError as error:
         last = re.sub(r"\x1b\[[\d;]*m", "", str(error)).strip().splitlines()[-1]  # without the colours of the traceback
         raise UserError(f"a cell raised: {last}", where=path.name, fix="Run it in JupyterLab to see where") from error
+    if profile:
+        return
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
+        # Progress bars say how long it took this once.
+        if cell.cell_type == "code":
+            cell.outputs = [o for o in cell.outputs if not (o.get("name") == "stderr" and "%|" in o.text)]
         for output in cell.get("outputs", []):
             output.get("data", {}).pop(WIDGET, None)
     nbformat.write(notebook, path)
 
 
 def main() -> None:
-    """Execute all lessons, or those named; or, with --colab owner/name, stamp them all."""
+    """Execute all lessons, or those named; with --record PROFILE, those named on that Llama, to keep what they measure.
+
+    With --colab owner/name, stamp them all.
+    """
     try:
         if sys.argv[1:2] == ["--colab"]:
             for path in lessons():
                 stamp(path, " ".join(sys.argv[2:]))
             return
-        chosen = [Path(name) for name in sys.argv[1:]] or lessons()
+        arguments, profile = sys.argv[1:], None
+        if arguments[:1] == ["--record"]:
+            profile, arguments = " ".join(arguments[1:2]), arguments[2:]
+        chosen = [Path(name) for name in arguments] or lessons()
         for path in tqdm(chosen, unit="lesson"):
-            execute(path)
+            execute(path, profile=profile, timeout=7200 if profile else 1200)
     except UserError as error:
         sys.exit(str(error))
 
@@ -116,15 +146,22 @@ def main() -> None:
 @contextmanager
 def _new_learner() -> Iterator[None]:
     """An empty folder for progress and labels, so that whoever executes the lessons leaves none of theirs in them."""
-    before = os.environ.get("RLHF_LAB_DATA")
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["RLHF_LAB_DATA"] = folder
-        try:
-            yield
-        finally:
-            os.environ.pop("RLHF_LAB_DATA")
-            if before is not None:
-                os.environ["RLHF_LAB_DATA"] = before
+    with tempfile.TemporaryDirectory() as folder, _set("RLHF_LAB_DATA", folder):
+        yield
+
+
+@contextmanager
+def _set(name: str, value: str | None) -> Iterator[None]:
+    """The environment's variable `name` as `value` meanwhile, or absent."""
+    before = os.environ.pop(name, None)
+    if value is not None:
+        os.environ[name] = value
+    try:
+        yield
+    finally:
+        os.environ.pop(name, None)
+        if before is not None:
+            os.environ[name] = before
 
 
 if __name__ == "__main__":

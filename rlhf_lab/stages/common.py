@@ -22,10 +22,12 @@ from rlhf_lab.checks import check_disk, check_lengths, check_model_dir
 from rlhf_lab.data import by_length, check_tokens
 from rlhf_lab.errors import UserError
 from rlhf_lab.models import load_tokenizer
-from rlhf_lab.profiles import Profile
+from rlhf_lab.profiles import REPO_ROOT, Profile
 
 RESULT_FILE = "stage.json"
-RUNS_DIR = Path("runs")
+# Beside the package when one works inside its checkout, so that lessons and `make run` share what they trained; written
+# relative to the working directory, for outputs of lessons are kept and hold no path of a machine.
+RUNS_DIR = Path(os.path.relpath(REPO_ROOT)) / "runs" if Path.cwd().is_relative_to(REPO_ROOT) else Path("runs")
 STAGES_DIR = RUNS_DIR / "stages"
 PACKAGE = Path(__file__).resolve().parent.parent
 NOT_DECIDING = ("report_to", "run_name", "disable_tqdm")  # settings that leave the result as it is

@@ -55,13 +55,13 @@ def commands(monkeypatch, tmp_path):
 def test_elsewhere_the_colab_cell_does_nothing(commands, monkeypatch):
     monkeypatch.delitem(sys.modules, "google.colab", raising=False)
     before = [*sys.path]
-    exec(colab_cell("someone/course"), {})
+    exec(colab_cell("03", "someone/course"), {})
     assert commands == [] and sys.path == before and os.listdir() == []
 
 
 def test_on_colab_it_clones_and_installs_what_is_missing_and_holds_torch(commands, monkeypatch):
     monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
-    exec(colab_cell("someone/course"), {})
+    exec(colab_cell("03", "someone/course"), {})
     clone, pip, pins = commands
     assert clone == ["git", "clone", "-q", "--depth", "1", "https://github.com/someone/course", f"{os.getcwd()}/course"]
     assert sys.path[0] == f"{os.getcwd()}/course"
@@ -75,7 +75,7 @@ def test_run_again_it_neither_clones_nor_installs(commands, monkeypatch):
     os.mkdir("course")
     for name, version in {"trl": "1.16.0", "bitsandbytes": "0.50.2", "datasets": "4.8.0"}.items():
         monkeypatch.setitem(COLAB, name, version)
-    exec(colab_cell("someone/course"), {})
+    exec(colab_cell("03", "someone/course"), {})
     assert commands == []
 
 
@@ -98,7 +98,7 @@ def lesson(tmp_path):
 
     def make(source="1 + 1", first=None):
         title = new_markdown_cell("# 99 · A lesson\n\nText.")
-        notebook = new_notebook(cells=[new_code_cell(first or colab_cell()), title, new_code_cell(source)])
+        notebook = new_notebook(cells=[new_code_cell(first or colab_cell("99")), title, new_code_cell(source)])
         path = tmp_path / "99_a_lesson.ipynb"
         nbformat.write(notebook, path)
         return path
@@ -111,7 +111,7 @@ def test_stamping_writes_the_address_and_the_badge_and_can_be_done_again(lesson)
     for repo in ("someone/course", "other-one/rlhf.lab"):
         stamp(path, repo)
         first, title, _ = nbformat.read(path, as_version=4).cells
-        assert first.source == colab_cell(repo) and f'"https://github.com/{repo}"' in first.source
+        assert first.source == colab_cell("99", repo) and f'"https://github.com/{repo}"' in first.source
         assert title.source == f"# 99 · A lesson\n\n{badge(repo, path)}\n\nText."
         assert f"colab.research.google.com/github/{repo}/blob/main/notebooks/99_a_lesson.ipynb" in title.source
 

@@ -128,7 +128,7 @@ def test_the_bones_stand_in_their_order(path):
 def test_it_begins_with_the_colab_cell(path):
     first = read(path).cells[0]
     repo = re.search(r"github\.com/([\w.-]+/[\w.-]+)\"", first.source)
-    assert repo and first.source == colab_cell(repo.group(1))
+    assert repo and first.source == colab_cell(path.name[:2], repo.group(1))
     assert first.cell_type == "code" and first.outputs == []
 
 
