@@ -1,7 +1,7 @@
 """What the Llama lessons share: the help desk's data at a profile's size, and stages trained once for all of them.
 
-A lesson begins with `lab = Lab(PROFILE)`. Another profile is another Llama on the same data, so whatever a lesson measures
-against gold is measured there too.
+A lesson begins with `lab = Lab(PROFILE)`. Another profile is another Llama on the same data, so whatever a lesson
+measures against gold is measured there too.
 """
 
 from __future__ import annotations
