@@ -201,7 +201,7 @@ def lora_parameter_count(shapes, r):
 
 value_exercise(
     name="rank_without_alpha",
-    question="""The article has r = 16 and alpha = 32. A colleague takes r = 64 "for more capacity" and leaves alpha
+    question="""The article has r = 16 and alpha = 32. A colleague takes r = 128 "for more capacity" and leaves alpha
         as it is. By which factor is the scale of the update (what B A x is multiplied by) multiplied?""",
     lesson=5,
     title="Rank without alpha",
@@ -209,16 +209,20 @@ value_exercise(
     importance=3,
     minutes=3,
     rows=(36,),
-    maths="alpha / r was 32 / 16 = 2 and is 32 / 64 = 0.5: a quarter. Raise alpha with r, or use rsLoRA",
-    reference=lambda: (32 / 64) / (32 / 16),
+    maths="alpha / r was 32 / 16 = 2 and is 32 / 128 = 0.25: an eighth. Raise alpha with r, or use rsLoRA",
+    reference=lambda: (32 / 128) / (32 / 16),
     hints=("The scale is alpha / r. Write it down before and after.", "A factor: the new scale over the old one."),
     mistakes=(
-        Mistake("turned round", "You have old over new: the scale is alpha / r, and r stands below.", 4.0),
+        Mistake("turned round", "You have old over new: the scale is alpha / r, and r stands below.", 8.0),
         Mistake(
             "the new scale",
-            "0.5 is alpha / r now. The question is by what it was multiplied. (With alpha / sqrt(r), which is "
-            "rsLoRA, that factor would be 0.5.)",
-            0.5,
+            "0.25 is alpha / r now. The question is by what it was multiplied.",
+            0.25,
+        ),
+        Mistake(
+            "the square root of r",
+            "With alpha / sqrt(r), which is rsLoRA, it would be this. LoRA itself divides by r.",
+            8**-0.5,
         ),
         Mistake("unchanged", "alpha alone does not set the scale: alpha / r does.", 1.0),
         Mistake("the old scale", "2 is alpha / r as the article has it, before the change.", 2.0),
@@ -546,7 +550,10 @@ def _mean_nll(logits: Tensor, labels: Tensor) -> Tensor:
     ),
 )
 def sft_loss(logits, labels):
-    """The loss of SFT: nats a token, a scalar tensor. logits: (batch, seq, vocab). labels: (batch, seq), -100 left out."""
+    """The loss of SFT, in nats a token: a scalar tensor.
+
+    logits: (batch, seq, vocab). labels: (batch, seq), ids where they stand, -100 on what is left out.
+    """
     ...
 
 

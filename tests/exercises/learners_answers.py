@@ -796,8 +796,8 @@ def _(shapes, r):
     return sum(a + b + r for a, b in shapes)
 
 
-wrong("rank_without_alpha", "turned round")(4)
-wrong("rank_without_alpha")(0.125)
+wrong("rank_without_alpha", "turned round")(8)
+wrong("rank_without_alpha")(4)
 wrong("bits_in_nf4", "without double quantisation")(4.5)
 wrong("bits_in_nf4")(8.127)
 

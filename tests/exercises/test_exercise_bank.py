@@ -98,7 +98,7 @@ def test_values_by_hand():
     answers = {name: EXERCISES[name].reference() for name in VALUES}
     assert answers["elo_points_per_reward"] == pytest.approx(400 / math.log(10)) == pytest.approx(173.7178, abs=1e-4)
     assert answers["cycle"] == 0.5  # three items with equal records
-    assert answers["rank_without_alpha"] == 0.25  # 32 / 64 over 32 / 16
+    assert answers["rank_without_alpha"] == 0.125  # 32 / 128 over 32 / 16
     assert answers["bits_in_nf4"] == pytest.approx(4.127, abs=5e-4)  # QLoRA, section 3: 0.127 bits for the constants
     assert answers["ipo_margin"] == pytest.approx(2.5, abs=1e-12)  # 1 / (2 * 0.2)
     assert answers["clip_gradients"] == [[-0.5, -1.0, 0.0], [0.0, 1.0, 1.5]]  # row E4 of the errata
