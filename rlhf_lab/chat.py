@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from rlhf_lab.evaluate import encode_dialogue, encode_prompt
 from rlhf_lab.models import LLAMA_2_TEMPLATE
 
 if TYPE_CHECKING:
@@ -97,6 +98,18 @@ def chat_tokens(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message],
     return tokens
 
 
+def sft_batch(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping]) -> tuple[Tensor, Tensor, Tensor]:
+    """Demonstrations as input_ids and attention_mask, (batch, seq), padded on the right, and prompt_lengths, (batch,)."""
+    import torch
+
+    starts = [len(encode_prompt(tokenizer, row["prompt"])) for row in rows]
+    whole = [torch.tensor(encode_dialogue(tokenizer, row["prompt"], row["completion"][-1]["content"])) for row in rows]
+    input_ids = torch.nn.utils.rnn.pad_sequence(whole, batch_first=True, padding_value=tokenizer.pad_token_id)
+    lengths = torch.tensor([len(ids) for ids in whole])
+    attention_mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()
+    return input_ids, attention_mask, torch.tensor(starts)
+
+
 def completion_labels(input_ids: Tensor, attention_mask: Tensor, prompt_lengths: Tensor, pad_id: int) -> Tensor:
     """Labels that cover the reply and the EOS that ends it: the ids there, -100 on prompt and padding.
 
@@ -125,11 +138,6 @@ def assistant_labels(input_ids: Sequence[int], header: Sequence[int], eos_id: in
             labels[t] = input_ids[t]
             open_turn = input_ids[t] != eos_id
     return labels
-
-
-def perplexity(logps: Tensor, mask: Tensor) -> Tensor:
-    """exp of the mean of -log p over the tokens with mask 1: both (batch, seq) -> a scalar. All tokens weigh alike."""
-    return (-(logps * mask).sum() / mask.sum()).exp()
 
 
 def count_in_loss(tokens: Sequence[Token]) -> str:

@@ -253,6 +253,11 @@ class ChatTemplate:
         self.output.value = chat.chat_html(self.tokens)
 
 
+def chat_template(tokenizer) -> ChatTemplate:
+    """A chat to write, its template token by token, and what the loss covers."""
+    return ChatTemplate(tokenizer)
+
+
 EXPLORERS = {
     explorer.__name__: explorer
     for explorer in (

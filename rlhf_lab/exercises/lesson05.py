@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rlhf_lab import chat, lora, losses
+from rlhf_lab import perplexity as ppl
 from rlhf_lab.exercises.exercise import Mistake, function_exercise, value_exercise
 from rlhf_lab.exercises.inputs import normal, tensor
 
@@ -578,7 +579,7 @@ def _logp_batches() -> list[tuple]:
     minutes=8,
     rows=(5,),
     maths="PPL = exp(-(1/N) sum of log p over the N tokens with mask 1): of the corpus, so every token weighs the same",
-    reference=chat.perplexity,
+    reference=ppl.perplexity,
     cases=_logp_batches,
     hints=(
         "First the mean of -log p over all tokens that count, in the whole batch. Then exp, once.",
