@@ -99,7 +99,7 @@ def chat_tokens(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message],
 
 
 def sft_batch(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping]) -> tuple[Tensor, Tensor, Tensor]:
-    """Demonstrations as input_ids and attention_mask, (batch, seq), padded on the right, and prompt_lengths, (batch,)."""
+    """Demonstrations as (input_ids, attention_mask), both (batch, seq), padded right, and prompt_lengths (batch,)."""
     import torch
 
     starts = [len(encode_prompt(tokenizer, row["prompt"])) for row in rows]
