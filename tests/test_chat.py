@@ -145,7 +145,7 @@ def test_the_explorer_follows_its_fields(tokenizer, monkeypatch):
     explorer.controls["user 2"].value = explorer.controls["reply 2"].value = " "
     assert explorer.messages == [{"role": r, "content": t} for r, _, t in explorer.TURNS[:2]]
     explorer.controls["user 1"].value = "My zebra <script> broke."
-    assert "My zebra &lt;script&gt; broke." in re.sub("</?span[^>]*>", "", explorer.output.value)
+    assert "My␣zebra␣&lt;script&gt; broke." in re.sub("</?span[^>]*>", "", explorer.output.value)
     explorer.controls["form"].value = "llama-2"
     assert "&lt;/s&gt;" in explorer.output.value
     explorer.controls["loss"].value = "all"
