@@ -159,7 +159,7 @@ _LEFT_OUT = "border-bottom:4px dotted #AAAAAA;"
 def chat_html(tokens: Sequence[Token]) -> str:
     """The tokens in their order as HTML: role by fill and letter, loss by the line below. Ids show on hovering."""
     legend = " ".join(_span(f"{_LETTERS[role]}: {_NAMES[role]}", role, False) for role in _FILLS)
-    legend += " " + _span("thick line: in the loss", "assistant", True)
+    legend += " " + _span("thick line: in the loss, dotted: not", "assistant", True)
     parts, before = [], None
     for token in tokens:
         if token.role != before:
