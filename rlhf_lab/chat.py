@@ -65,7 +65,8 @@ def chat_tokens(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message],
     Args:
         messages: turns of user and assistant, with role and content.
         loss: what is trained on, a key of LOSSES. A reply is covered from its first word to the EOS that ends it; the
-            header before it ("assistant", say) is given to the model, and not covered.
+            header before it ("assistant", say) is given to the model, and not covered. Of the last reply also what
+            the template writes after the EOS, a newline perhaps: so does TRL.
 
     Raises ValueError for another `loss`, and for a template that writes earlier turns anew when a turn is added.
     """
@@ -86,7 +87,8 @@ def chat_tokens(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message],
             start = len(opened) if after.startswith(opened) else start
             eos = after.rfind(tokenizer.eos_token, start)
             replies.append((start, len(after) if eos < 0 else eos + len(tokenizer.eos_token)))
-    covered = {"last": replies[-1:], "replies": replies, "all": [(0, len(text))]}[loss]
+    last = [(start, len(text)) for start, _ in replies[-1:]]
+    covered = {"last": last, "replies": replies, "all": [(0, len(text))]}[loss]
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     tokens = []
     for id, (start, end) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):

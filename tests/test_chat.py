@@ -29,18 +29,22 @@ def demonstrations():
 
 
 @pytest.fixture(scope="module")
-def trl(tokenizer, demonstrations, tmp_path_factory):
-    """TRL's batch of the same rows."""
+def trl(demonstrations, tmp_path_factory):
+    """TRL's batch of the same rows, as a tokenizer lays them out."""
     from datasets import Dataset
     from transformers import AutoModelForCausalLM
     from trl import SFTConfig, SFTTrainer
 
     args = SFTConfig(output_dir=str(tmp_path_factory.mktemp("sft")), use_cpu=True, bf16=False, report_to="none",
-                     completion_only_loss=True, max_length=160)  # fmt: skip
+                     completion_only_loss=True, max_length=512)  # fmt: skip
     model = AutoModelForCausalLM.from_pretrained(TINY_LLAMA, dtype=torch.float32)
-    trainer = SFTTrainer(model=model, args=args, train_dataset=Dataset.from_list(demonstrations),
-                         processing_class=tokenizer)  # fmt: skip
-    return trainer.data_collator([trainer.train_dataset[i] for i in range(len(demonstrations))])
+
+    def batch(tokenizer):
+        data = Dataset.from_list(demonstrations)
+        trainer = SFTTrainer(model=model, args=args, train_dataset=data, processing_class=tokenizer)
+        return trainer.data_collator([trainer.train_dataset[i] for i in range(len(demonstrations))])
+
+    return batch
 
 
 def words(tokens, which):
@@ -48,16 +52,20 @@ def words(tokens, which):
 
 
 def test_labels_are_trls(tokenizer, demonstrations, trl):
+    theirs = trl(tokenizer)
     ids, attention_mask, starts = chat.sft_batch(tokenizer, demonstrations)
-    assert torch.equal(ids, trl["input_ids"]) and torch.equal(attention_mask, trl["attention_mask"])
+    assert torch.equal(ids, theirs["input_ids"]) and torch.equal(attention_mask, theirs["attention_mask"])
     labels = chat.completion_labels(ids, attention_mask, starts, tokenizer.pad_token_id)
-    assert torch.equal(labels, trl["labels"])
+    assert torch.equal(labels, theirs["labels"])
     assert (labels == tokenizer.eos_token_id).sum() == len(demonstrations)
 
 
-def test_the_explorers_loss_is_trls_too(tokenizer, demonstrations, trl):
-    for row, ids, labels in zip(demonstrations, trl["input_ids"], trl["labels"], strict=True):
-        tokens = chat.chat_tokens(tokenizer, [*row["prompt"], *row["completion"]])
+@pytest.mark.parametrize("form", ["own", "llama-2", "plain"])
+def test_the_explorers_loss_is_trls_in_every_template(tokenizer, demonstrations, trl, form):
+    other = chat.template_tokenizer(tokenizer, form)
+    theirs = trl(other)
+    for row, ids, labels in zip(demonstrations, theirs["input_ids"], theirs["labels"], strict=True):
+        tokens = chat.chat_tokens(other, [*row["prompt"], *row["completion"]])
         n = len(tokens)
         assert [token.id for token in tokens] == ids[:n].tolist()
         assert [token.id if token.in_loss else -100 for token in tokens] == labels[:n].tolist()
@@ -81,7 +89,7 @@ def test_a_reply_that_was_cut_off_is_covered_to_the_end():
         ("llama-2", "<s>[INST] My kettle broke. Cheers! [/INST] Hi there! Use the manual. </s>",
          " Hi there! Use the manual. </s>"),
         ("plain", "<|begin_of_text|>User: My kettle broke. Cheers!\nAssistant: Hi there! Use the manual.<|eot_id|>\n",
-         " Hi there! Use the manual.<|eot_id|>"),
+         " Hi there! Use the manual.<|eot_id|>\n"),
         ("own", "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nMy kettle broke. Cheers!<|eot_id|>"
          "<|start_header_id|>assistant<|end_header_id|>\n\nHi there! Use the manual.<|eot_id|>",
          "Hi there! Use the manual.<|eot_id|>"),
