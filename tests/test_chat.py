@@ -6,12 +6,13 @@ import re
 import pytest
 import torch
 
-from conftest import TINY_LLAMA
 from rlhf_lab import chat, explore
 from rlhf_lab.data import load_demonstrations
 from rlhf_lab.models import load_tokenizer
 from rlhf_lab.perplexity import perplexity, perplexity_interval
 from rlhf_lab.profiles import DATA_DIR
+
+TINY_LLAMA = DATA_DIR / "tiny-llama"
 
 USER = {"role": "user", "content": "My kettle broke. Cheers!"}
 REPLY = {"role": "assistant", "content": "Hi there! Use the manual."}

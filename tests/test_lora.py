@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import TINY_LLAMA
 from rlhf_lab import lora
-from rlhf_lab.profiles import ALL_LINEAR
+from rlhf_lab.profiles import ALL_LINEAR, DATA_DIR
+
+TINY_LLAMA = DATA_DIR / "tiny-llama"
 
 R, ALPHA = 8, 32
 
