@@ -200,6 +200,10 @@ def lora_parameter_count(shapes, r):
     ...
 
 
+def _factor_of_the_scale() -> float:
+    return (32 / 128) / (32 / 16)
+
+
 value_exercise(
     name="rank_without_alpha",
     question="""The article has r = 16 and alpha = 32. A colleague takes r = 128 "for more capacity" and leaves alpha
@@ -211,7 +215,7 @@ value_exercise(
     minutes=3,
     rows=(36,),
     maths="alpha / r was 32 / 16 = 2 and is 32 / 128 = 0.25: an eighth. Raise alpha with r, or use rsLoRA",
-    reference=lambda: (32 / 128) / (32 / 16),
+    reference=_factor_of_the_scale,
     hints=("The scale is alpha / r. Write it down before and after.", "A factor: the new scale over the old one."),
     mistakes=(
         Mistake("turned round", "You have old over new: the scale is alpha / r, and r stands below.", 8.0),
@@ -231,6 +235,10 @@ value_exercise(
 )
 
 
+def _bits_in_nf4() -> float:
+    return 4 + 8 / 64 + 32 / (64 * 256)
+
+
 value_exercise(
     name="bits_in_nf4",
     question="""NF4 keeps 4 bits a weight, and for each block of 64 weights one scale in fp32. With double
@@ -244,7 +252,7 @@ value_exercise(
     rows=(35,),
     errata=("E22",),
     maths="4 + 8/64 + 32/(64 x 256) = 4.127 bits (QLoRA, arXiv 2305.14314, section 3); without it 4 + 32/64 = 4.5",
-    reference=lambda: 4 + 8 / 64 + 32 / (64 * 256),
+    reference=_bits_in_nf4,
     tolerance=1e-3,
     hints=(
         "Share out each scale over the weights it serves.",
