@@ -312,8 +312,8 @@ def _oracle_ceiling(gaps: np.ndarray, temperature: float, flip_rate: float) -> f
         ),
         Mistake(
             "the mean taken too early",
-            "The sigmoid of the mean gap is not the mean of the sigmoids: the curve bends, and hard pairs lose more than "
-            "easy ones gain.",
+            "The sigmoid of the mean gap is not the mean of the sigmoids: the curve bends, and hard pairs lose more "
+            "than easy ones gain.",
             lambda gaps, temperature, flip_rate: (
                 _sigmoid(np.abs(gaps).mean() / temperature) * (1 - 2 * flip_rate) + flip_rate
             ),
@@ -498,6 +498,11 @@ stuck_at_log_2 = value_exercise(
 )
 
 
+def _largest_batch() -> int:
+    """Comparisons in 64 rankings of nine replies."""
+    return 64 * len(preferences.rankings_to_pairs(range(9)))
+
+
 comparisons_in_a_batch = value_exercise(
     name="comparisons_in_a_batch",
     question="InstructGPT trained its reward model on 64 prompts a batch, each with up to 9 ranked replies. How many "
@@ -510,7 +515,7 @@ comparisons_in_a_batch = value_exercise(
     rows=(7,),
     errata=("E3",),
     maths="64 * (9 choose 2) = 64 * 36 = 2,304 comparisons, from 576 forward passes (arXiv 2203.02155, appendix C.2)",
-    reference=lambda: 64 * len(preferences.rankings_to_pairs(range(9))),
+    reference=_largest_batch,
     hints=("K replies make K(K-1)/2 pairs.", "64 times 9 choose 2."),
     mistakes=(
         Mistake("replies counted", "576 are the replies, each scored once. Nine of them make 36 pairs.", 576),
