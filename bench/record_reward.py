@@ -35,8 +35,8 @@ from rlhf_lab.profiles import TINY
 from rlhf_lab.stages.common import Job, library_versions, run_trainer
 
 SEEDS = (0, 1, 2)
-SIZES, WHOLE = (125, 250, 500, 1000, 2000), 4000
-FEWER_SEEDS = {2000: (0, 1)}
+SIZES, LARGE, WHOLE = (125, 250, 500, 1000), 2000, 4000
+LARGE_SEEDS = (0, 1)
 BASE_SIZES = (250, 1000)
 EPOCH_PAIRS, EPOCHS = 500, 3
 NOISE_PAIRS, FLIP_RATES, NOISE_SEEDS = 500, (0.0, 0.15, 0.3, 0.4), (0, 1)
@@ -49,7 +49,7 @@ def plan() -> Iterator[dict]:
     """Every run: its kind, pairs, seed, start, epochs and flip rate."""
     usual = {"start": "sft", "epochs": 1, "flip_rate": None}
     for size in SIZES:
-        for seed in FEWER_SEEDS.get(size, SEEDS):
+        for seed in SEEDS:
             yield {"kind": "data", "pairs": size, "seed": seed, **usual}
     yield {"kind": "data", "pairs": WHOLE, "seed": 0, **usual}
     for size in BASE_SIZES:
@@ -61,6 +61,8 @@ def plan() -> Iterator[dict]:
     for flip_rate in FLIP_RATES:
         for seed in NOISE_SEEDS:
             yield {"kind": "noise", "pairs": NOISE_PAIRS, "seed": seed, **usual, "flip_rate": flip_rate}
+    for seed in LARGE_SEEDS:
+        yield {"kind": "data", "pairs": LARGE, "seed": seed, **usual}
 
 
 def gold_gaps(rows: Sequence[dict]) -> np.ndarray:
