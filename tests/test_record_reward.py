@@ -57,7 +57,8 @@ def test_relabelling_turns_as_many_labels_as_the_annotator_would(held_out):
     expected = 1 / (1 + np.exp(-gaps / BENCH["ANNOTATOR"].temperature))
     for flip_rate in (0.0, 0.4):
         kept = [
-            row["chosen"] == new["chosen"] for row, new in zip(held_out, BENCH["relabelled"](held_out, flip_rate, 0))
+            row["chosen"] == new["chosen"]
+            for row, new in zip(held_out, BENCH["relabelled"](held_out, flip_rate, 0), strict=True)
         ]
         share = np.mean(expected * (1 - flip_rate) + (1 - expected) * flip_rate)
         assert np.mean(kept) == pytest.approx(share, abs=4 * 0.5 / np.sqrt(len(kept)))
