@@ -214,11 +214,12 @@ def advantage(ours: Sequence[dict], theirs: Sequence[dict], seed: int = 0, n_boo
 
 
 def summary(runs: Sequence[dict]) -> dict:
-    """What the lesson states: the slope, and what starting from SFT is worth, each with its 95 % interval."""
+    """What the lesson states: slopes, and what starting from SFT is worth (below 0: it costs), with 95 % intervals."""
     of = {kind: [run for run in runs if run["kind"] == kind] for kind in ("data", "base")}
     at = {size: [[run for run in of[kind] if run["pairs"] == size] for kind in ("data", "base")] for size in BASE_SIZES}
     return {
         "slope": slope(of["data"]).as_dict(),
+        "slope_from_500": slope([run for run in of["data"] if run["pairs"] >= 500]).as_dict(),
         "sft_over_base": {str(size): advantage(ours, theirs).as_dict() for size, (ours, theirs) in at.items()},
     }
 
