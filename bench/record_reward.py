@@ -6,8 +6,8 @@ Trains the tiny Llama's reward model some thirty times and measures each on the 
 minutes of one core. Each run is written as it ends, and a run that is in the file is not made again, so an
 interrupted recording goes on where it stopped.
 
-    data    125 to 4,000 pairs, one epoch, from the SFT model: the scaling curve. Three seeds up to 1,000 pairs; with
-            4,000 it is the lesson's own model, from the stages' cache, and one seed
+    data    125 to 4,000 pairs, one epoch, from the SFT model: the scaling curve. Three seeds up to 1,000 pairs, two
+            with 2,000; with 4,000 it is the lesson's own model, from the stages' cache, and one seed
     base    the same from the base model
     epochs  500 pairs, three epochs, measured after each, at the profile's settings
     article the same at the article's: 5e-5, batch 4, linear decay, every weight trained; one seed
@@ -35,7 +35,8 @@ from rlhf_lab.profiles import TINY
 from rlhf_lab.stages.common import Job, library_versions, run_trainer
 
 SEEDS = (0, 1, 2)
-SIZES, WHOLE = (125, 250, 500, 1000), 4000
+SIZES, LARGE, WHOLE = (125, 250, 500, 1000), 2000, 4000
+LARGE_SEEDS = (0, 1)
 BASE_SIZES = (250, 1000)
 EPOCH_PAIRS, EPOCHS = 500, 3
 NOISE_PAIRS, FLIP_RATES, NOISE_SEEDS = 500, (0.0, 0.15, 0.3, 0.4), (0, 1)
@@ -60,6 +61,8 @@ def plan() -> Iterator[dict]:
     for flip_rate in FLIP_RATES:
         for seed in NOISE_SEEDS:
             yield {"kind": "noise", "pairs": NOISE_PAIRS, "seed": seed, **usual, "flip_rate": flip_rate}
+    for seed in LARGE_SEEDS:
+        yield {"kind": "data", "pairs": LARGE, "seed": seed, **usual}
 
 
 def gold_gaps(rows: Sequence[dict]) -> np.ndarray:
