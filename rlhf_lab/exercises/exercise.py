@@ -21,6 +21,7 @@ LESSONS = {
     3: "PPO, clipped",
     4: "DPO, derived",
     5: "SFT a Llama",
+    6: "A reward model",
 }
 
 _catalogue: dict[str, Exercise] = {}

@@ -909,3 +909,159 @@ def _(logps, mask):
 
 wrong("pad_is_eos", "harmless")("stops")
 wrong("pad_is_eos")("masked")
+
+
+# --- lesson 06 ----------------------------------------------------------------------------------------------------
+
+
+@right("last_token_index")
+def _(input_ids, pad_id):
+    return [max(t for t, token in enumerate(row) if token != pad_id) for row in input_ids.tolist()]
+
+
+@right("last_token_index")
+def _(input_ids, pad_id):
+    return input_ids.shape[1] - 1 - (input_ids != pad_id).flip(1).int().argmax(dim=1)
+
+
+@wrong("last_token_index", "the token before the first padding")  # transformers' own, until its pull request 35911
+def _(input_ids, pad_id):
+    return torch.eq(input_ids, pad_id).int().argmax(-1) - 1
+
+
+@wrong("last_token_index", "the number of real tokens")
+def _(input_ids, pad_id):
+    attention_mask = (input_ids != pad_id).long()
+    return attention_mask.sum(1) - 1
+
+
+@wrong("last_token_index")
+def _(input_ids, pad_id):
+    return [row.index(pad_id) if pad_id in row else len(row) - 1 for row in input_ids.tolist()]
+
+
+@right("ranking_loss")
+def _(rewards, counts):
+    total = 0
+    for row, k in zip(rewards, counts, strict=True):
+        k, loss = int(k), 0
+        for i in range(k):
+            for j in range(i + 1, k):
+                loss = loss + F.softplus(row[j] - row[i])
+        total = total + loss / (k * (k - 1) / 2)
+    return total / len(rewards)
+
+
+@right("ranking_loss")
+def _(rewards, counts):
+    losses = -F.logsigmoid(rewards[:, :, None] - rewards[:, None, :])
+    places = torch.arange(rewards.shape[1])
+    pairs = (places[:, None] < places) & (places < counts[:, None, None])
+    return ((losses * pairs).sum((1, 2)) / pairs.sum((1, 2))).mean()
+
+
+@wrong("ranking_loss", "missing logsigmoid")  # the article's loss, on every pair
+def _(rewards, counts):
+    by_prompt = []
+    for row, k in zip(rewards, counts.tolist(), strict=True):
+        i, j = torch.triu_indices(k, k, 1)
+        by_prompt.append(-torch.log(torch.sigmoid(row[i] - row[j])).mean())
+    return sum(by_prompt) / len(by_prompt)
+
+
+@wrong("ranking_loss", "all pairs in one pot")
+def _(rewards, counts):
+    losses = []
+    for row, k in zip(rewards, counts.tolist(), strict=True):
+        losses += [F.softplus(row[j] - row[i]) for i in range(k) for j in range(i + 1, k)]
+    return sum(losses) / len(losses)
+
+
+@wrong("ranking_loss", "no gradient")
+def _(rewards, counts):
+    by_prompt = []
+    for row, k in zip(rewards.detach(), counts.tolist(), strict=True):
+        i, j = torch.triu_indices(k, k, 1)
+        by_prompt.append(F.softplus(row[j] - row[i]).mean().item())
+    return sum(by_prompt) / len(by_prompt)
+
+
+@wrong("ranking_loss")  # the first against the rest, and nothing else
+def _(rewards, counts):
+    losses = [F.softplus(row[1:k] - row[0]).mean() for row, k in zip(rewards, counts.tolist(), strict=True)]
+    return sum(losses) / len(losses)
+
+
+@right("margin_accuracy")
+def _(margins, gold_gaps):
+    points = [
+        0.5 if m == 0 else float((m > 0) == (g > 0)) for m, g in zip(margins, gold_gaps, strict=True) if abs(g) > 1e-9
+    ]
+    return sum(points) / len(points)
+
+
+@wrong("margin_accuracy", "the model's ties counted as errors")  # the article's `>`
+def _(margins, gold_gaps):
+    correct, total = 0, 0
+    for m, g in zip(margins, gold_gaps, strict=True):
+        if g == 0:
+            continue
+        correct += (m if g > 0 else -m) > 0
+        total += 1
+    return correct / total
+
+
+@wrong("margin_accuracy")
+def _(margins, gold_gaps):
+    return np.mean(np.sign(margins) == np.sign(gold_gaps))
+
+
+@right("oracle_ceiling")
+def _(gaps, temperature, flip_rate):
+    p = 1 / (1 + np.exp(-np.asarray(gaps) / temperature))
+    p = p + flip_rate - 2 * p * flip_rate
+    return np.maximum(p, 1 - p).mean()
+
+
+@wrong("oracle_ceiling", "flips forgotten")
+def _(gaps, temperature, flip_rate):
+    p = 1 / (1 + np.exp(-np.asarray(gaps) / temperature))
+    return np.maximum(p, 1 - p).mean()
+
+
+@wrong("oracle_ceiling")
+def _(gaps, temperature, flip_rate):
+    return np.mean(1 / (1 + np.exp(-np.abs(gaps) / temperature))) - flip_rate
+
+
+@right("expected_calibration_error")
+def _(margins, labels, n_bins):
+    predictions = []
+    for m, y in zip(margins, labels, strict=True):
+        p = 1 / (1 + math.exp(-m))
+        predictions += [(p, y), (1 - p, 1 - y)]
+    error = 0
+    for b in range(n_bins):
+        inside = [(p, y) for p, y in predictions if min(int(p * n_bins), n_bins - 1) == b]
+        error += abs(sum(y - p for p, y in inside)) / len(predictions)
+    return error
+
+
+@wrong("expected_calibration_error", "each pair one way only")
+def _(margins, labels, n_bins):
+    p = 1 / (1 + np.exp(-margins))
+    error = 0
+    for b in range(n_bins):
+        inside = np.minimum((p * n_bins).astype(int), n_bins - 1) == b
+        error += abs((labels - p)[inside].sum()) / len(p)
+    return error
+
+
+@wrong("expected_calibration_error")
+def _(margins, labels, n_bins):
+    return abs(np.mean(labels) - np.mean(margins > 0))
+
+
+wrong("stuck_at_log_2", "slow taken for stuck")("rate")
+wrong("comparisons_in_a_batch", "replies counted")(64 * 9)
+wrong("comparisons_in_a_batch")(64 * 10)
