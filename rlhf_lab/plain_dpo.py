@@ -137,6 +137,17 @@ def precompute(reference: Reference, batches: Sequence[Batch]) -> list[Batch]:
     return [replace(batch, ref_logps=reference(batch)) for batch in batches]
 
 
+def reference_distance(
+    policy_chosen_logps: Tensor, policy_rejected_logps: Tensor, ref_chosen_logps: Tensor, ref_rejected_logps: Tensor
+) -> Tensor:
+    """The largest |log pi - log pi_ref| over all replies, in nats, a scalar: 0, up to rounding, before the first step.
+
+    The loss cannot stand in for it: it is log 2 for any two models whose log-ratios agree within each pair.
+    """
+    policy = torch.cat([policy_chosen_logps, policy_rejected_logps])
+    return (policy - torch.cat([ref_chosen_logps, ref_rejected_logps])).abs().max()
+
+
 def train(
     policy,
     batches: Sequence[Batch],

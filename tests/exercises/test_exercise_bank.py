@@ -100,6 +100,9 @@ def test_values_by_hand():
     assert answers["cycle"] == 0.5  # three items with equal records
     assert answers["ipo_margin"] == pytest.approx(2.5, abs=1e-12)  # 1 / (2 * 0.2)
     assert answers["clip_gradients"] == [[-0.5, -1.0, 0.0], [0.0, 1.0, 1.5]]  # row E4 of the errata
+    assert answers["margins_at_optimum"] == pytest.approx([21.9722, 4.3944], abs=1e-4)  # log 9 / beta
+    assert answers["two_sevens"] == pytest.approx(26.96)
+    assert answers["which_run_displaces"] == "b" and answers["stuck_at_log_two"] == "identical"
     words = {"what_a_label_says": "which", "what_the_clip_does": "gradient", "what_beta_does": "closer"}
     assert words.items() <= answers.items() and answers["unseen_reply"] == "anything"
 
@@ -128,7 +131,7 @@ def test_dpo_loss_reference_is_log_2_where_policy_and_reference_agree_and_the_un
 
 def test_the_course_has_its_exercises_with_their_place_in_the_article():
     assert len(EXERCISES) >= 24
-    assert [len(names(lesson)) for lesson in LESSONS] == [1, 5, 8, 10, 9]
+    assert [len(names(lesson)) for lesson in LESSONS] == [1, 5, 8, 10, 9, 8]
     assert names() == list(EXERCISES)
     for exercise in EXERCISES.values():
         assert 1 <= exercise.difficulty <= 5 and 1 <= exercise.importance <= 5 and exercise.minutes > 0
@@ -152,4 +155,5 @@ def test_references_are_the_packages_own_functions_where_it_has_them():
         "probability_ratio",
         "reply_log_ratio",
         "dpo_gradient_weight",
+        "implicit_reward_accuracy",
     ]
