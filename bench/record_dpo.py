@@ -39,13 +39,14 @@ from rlhf_lab.stages.common import RUNS_DIR, library_versions
 
 RECORD, KEPT = RECORDS / "dpo.json", RUNS_DIR / "record_dpo.json"
 SEEDS = (0, 1, 2)
-PROMPTS, TEST_PAIRS = 128, 300
+PROMPTS, TEST_PAIRS = 96, 200
 RATE, BETA, WARMUP = 2e-3, 0.15, 5  # what the others are compared with
-SWEEP_STEPS, SWEEP_BATCH = 50, 8
+SWEEP_STEPS, SWEEP_BATCH = 40, 8
 BETAS = (0.05, 0.15, 0.5, 2.0)
 RATES = (5e-7, 1e-5, 2e-3, 6e-2)  # the article's, the end of its range, ours, ours times 30
-EPOCH_PAIRS, EPOCH_BATCH, EPOCHS, MEASURED_EPOCHS = 256, 8, 8, (1, 2, 4, 8)
-CURVE_STEPS, CURVE_BATCH = 40, 8  # of displacement and of what is broken
+EPOCH_PAIRS, EPOCH_BATCH, EPOCHS, MEASURED_EPOCHS = 160, 8, 8, (1, 2, 4, 8)
+CURVE_STEPS, CURVE_BATCH = 32, 8  # of what is broken
+DISPLACED_BETA, DISPLACED_STEPS = 0.5, 24
 SFT_WEIGHT = 2.0  # of the tiny profile
 CURVES = ("loss", "grad_norm", "rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected")
 
@@ -159,16 +160,12 @@ def over_epochs(seed: int) -> dict:
 
 
 def displaced(seed: int, data: str, sft_weight: float = 0.0) -> dict:
-    close, far = close_pairs.one_word_apart(pairs(len(lab().pairs), seed))
-    rows = {"close": close, "far": far}[data][: CURVE_STEPS * CURVE_BATCH]
+    close, far = close_pairs.one_word_apart(close_pairs.clear(pairs(1000, seed)))
+    rows = (far if data == "clear" else close)[: DISPLACED_STEPS * CURVE_BATCH]
     loss = partial(plain_dpo.dpo_sft_batch_loss, sft_weight=sft_weight) if sft_weight else plain_dpo.dpo_batch_loss
-    _, curve = fit(rows, CURVE_BATCH, seed, batch_loss=loss)
-    return _log_ratios(list(curve))
-
-
-def _log_ratios(curve: list[dict]) -> dict:
-    """Of chosen and rejected to the reference, nats, step by step."""
-    return {side: [round(step[f"rewards/{side}"] / BETA, 3) for step in curve] for side in ("chosen", "rejected")}
+    _, curve = fit(rows, CURVE_BATCH, seed, batch_loss=loss, beta=DISPLACED_BETA, steps=DISPLACED_STEPS)
+    steps = list(curve)
+    return {side: [round(x[f"rewards/{side}"] / DISPLACED_BETA, 3) for x in steps] for side in ("chosen", "rejected")}
 
 
 def broken(seed: int, fault: str) -> dict:
@@ -210,17 +207,18 @@ def references(_seed: int) -> dict:
 def jobs() -> dict[str, Callable[[], dict]]:
     found: dict[str, Callable[[], dict]] = {"references/all/0": partial(references, 0)}
     for seed in SEEDS:
-        for data, weight in (("close", 0.0), ("far", 0.0), ("close", SFT_WEIGHT)):
+        for data, weight in (("close", 0.0), ("clear", 0.0), ("close", SFT_WEIGHT)):
             name = f"displacement/{data}{' + SFT' if weight else ''}/{seed}"
             found[name] = partial(displaced, seed, data, weight)
+        if seed == 0:
+            for fault in ("healthy", "swapped", "wrong", "follows", "rate"):
+                found[f"broken/{fault}/0"] = partial(broken, 0, fault)
         found[f"epochs/all/{seed}"] = partial(over_epochs, seed)
         for beta in BETAS:
             found[f"beta/{beta:g}/{seed}"] = partial(swept, seed, beta=beta)
         for rate in RATES:
             if rate != RATE:
                 found[f"rate/{rate:g}/{seed}"] = partial(swept, seed, learning_rate=rate)
-    for fault in ("healthy", "swapped", "wrong", "follows", "rate"):
-        found[f"broken/{fault}/0"] = partial(broken, 0, fault)
     return found
 
 
@@ -264,13 +262,16 @@ def record(kept: dict[str, dict]) -> dict:
             "beta": BETA, "learning_rate": RATE, "warmup_steps": WARMUP, "prompts": PROMPTS, "test_pairs": TEST_PAIRS,
             "sweep": {"steps": SWEEP_STEPS, "pairs_a_batch": SWEEP_BATCH},
             "epochs": {"pairs": EPOCH_PAIRS, "pairs_a_batch": EPOCH_BATCH, "epochs": EPOCHS},
-            "curves": {"steps": CURVE_STEPS, "pairs_a_batch": CURVE_BATCH, "sft_weight": SFT_WEIGHT},
+            "broken": {"steps": CURVE_STEPS, "pairs_a_batch": CURVE_BATCH},
+            "displacement": {
+                "beta": DISPLACED_BETA, "steps": DISPLACED_STEPS, "pairs_a_batch": CURVE_BATCH, "sft_weight": SFT_WEIGHT
+            },
         },
         "sft": {"gold": _rounded(ev.mean_interval(sft_gold()).as_dict())},
         "beta": {f"{beta:g}": pooled(of("beta", f"{beta:g}")) for beta in BETAS},
         "learning_rate": {rate: pooled(runs) for rate, runs in rates.items()},
         "epochs": {str(e): pooled([run[str(e)] for run in epochs]) for e in MEASURED_EPOCHS},
-        "displacement": {data: of("displacement", data) for data in ("close", "far", "close + SFT")},
+        "displacement": {data: of("displacement", data) for data in ("close", "clear", "close + SFT")},
         "broken": {fault: pooled([run]) | {"curve": run["curve"]} for fault, run in broken_runs.items()},
         "references": kept["references/all/0"],
     }  # fmt: skip

@@ -11,8 +11,17 @@ from collections.abc import Sequence
 from difflib import SequenceMatcher
 from random import Random
 
-from rlhf_lab.helpdesk import vocabulary
+from rlhf_lab.helpdesk import gold_reward, vocabulary
 from rlhf_lab.helpdesk.grammar import read_message, read_reply
+
+
+def clear(rows: Sequence[dict], gap: float = 2.0) -> list[dict]:
+    """The help-desk preferences whose chosen reply is better by at least `gap` in gold: any annotator would agree."""
+    return [row for row in rows if _gold(row, "chosen") - _gold(row, "rejected") >= gap]
+
+
+def _gold(row: dict, side: str) -> float:
+    return gold_reward(row["prompt"][-1]["content"], row[side][0]["content"])
 
 
 def one_word_apart(rows: Sequence[dict], seed: int = 0) -> tuple[list[dict], list[dict]]:

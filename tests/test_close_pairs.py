@@ -2,9 +2,9 @@
 
 import pytest
 
-from rlhf_lab.close_pairs import edit_share, one_word_apart
+from rlhf_lab.close_pairs import clear, edit_share, one_word_apart
 from rlhf_lab.data import load_preferences
-from rlhf_lab.helpdesk import gold_breakdown
+from rlhf_lab.helpdesk import gold_breakdown, gold_reward
 from rlhf_lab.profiles import DATA_DIR
 
 
@@ -25,6 +25,15 @@ def test_close_pairs_differ_in_the_item_alone_and_far_ones_are_the_datas_own(row
         better, worse = (gold_breakdown(message, text)["helpfulness"] for text in (reply, wrong))
         assert better > worse  # the label is right: the other item mends nothing
     assert one_word_apart(rows) == (close, far)
+
+
+def test_clear_pairs_are_those_of_a_wide_gap_in_gold(rows):
+    kept = clear(rows, gap=2.0)
+    assert 100 < len(kept) < len(rows)
+    for row in rows:
+        message = row["prompt"][-1]["content"]
+        gap = gold_reward(message, row["chosen"][0]["content"]) - gold_reward(message, row["rejected"][0]["content"])
+        assert (row in kept) == (gap >= 2.0)
 
 
 def test_edit_share_by_hand():
