@@ -38,20 +38,29 @@ Reference = Callable[[Batch], Logps]
 BatchLoss = Callable[..., Tensor]
 
 
-def fresh_policy(path: str | Path, profile: Profile, seed: int = 0):
+def fresh_policy(path: str | Path, profile: Profile, seed: int = 0, adapter: dict[str, Tensor] | None = None):
     """The model at `path` under a new LoRA adapter: a policy that still equals its reference, dropout off.
 
-    After torch.manual_seed(seed), as a DPOTrainer built with `peft_config` after the same call starts.
+    The adapter is drawn by `seed`, or is the one that `adapter_of` another policy gave.
     """
-    from peft import get_peft_model
+    from peft import get_peft_model, set_peft_model_state_dict
 
     from rlhf_lab.forward import disable_dropout
     from rlhf_lab.models import load_policy, lora_config
 
     torch.manual_seed(seed)
     policy = get_peft_model(load_policy(path, profile), lora_config(profile, "CAUSAL_LM"))
+    if adapter is not None:
+        set_peft_model_state_dict(policy, adapter)
     disable_dropout(policy)
     return policy
+
+
+def adapter_of(policy) -> dict[str, Tensor]:
+    """A copy of the LoRA weights of `policy`, for `fresh_policy`."""
+    from peft import get_peft_model_state_dict
+
+    return {name: weight.detach().clone() for name, weight in get_peft_model_state_dict(policy).items()}
 
 
 def batches_of(

@@ -17,6 +17,14 @@ SETTINGS = {"beta": 0.1, "learning_rate": 2e-3, "warmup_steps": 3}
 GAUGES = ("loss", "grad_norm", "rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def data():
     rows = load_preferences(DATA_DIR / "helpdesk" / "preferences_train.jsonl")[: STEPS * PAIRS]
@@ -27,12 +35,11 @@ def data():
 
 
 def trl_trainer(data, folder, **settings):
-    """TRL's, told nothing but what ours is told; the adapter it starts from is the one of `fresh_policy`."""
+    """TRL's, told nothing but what ours is told."""
     from datasets import Dataset
     from transformers.trainer_callback import PrinterCallback
     from trl import DPOConfig, DPOTrainer
 
-    torch.manual_seed(0)
     trainer = DPOTrainer(
         model=load_policy(BASE, TINY),
         args=DPOConfig(
@@ -62,10 +69,10 @@ def test_the_same_curve_as_trl(data, tmp_path, with_sft):
     """Loss to 1e-4 over twenty steps, and the weights that come of it."""
     extra = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 2.0]} if with_sft else {}
     trainer = trl_trainer(data, tmp_path, **extra)
+    policy = plain_dpo.fresh_policy(BASE, TINY, adapter=plain_dpo.adapter_of(trainer.model))
     trainer.train()
     theirs = [entry for entry in trainer.state.log_history if "loss" in entry]
 
-    policy = plain_dpo.fresh_policy(BASE, TINY)
     batch_loss = partial(plain_dpo.dpo_sft_batch_loss, sft_weight=2.0) if with_sft else plain_dpo.dpo_batch_loss
     ours = list(plain_dpo.train(policy, data.batches, batch_loss=batch_loss, **SETTINGS))
     assert_same_curves(ours, theirs)
@@ -79,7 +86,7 @@ def test_trl_with_precomputed_log_probs_is_the_same_curve_too(data, tmp_path, mo
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
     trainer = trl_trainer(data, tmp_path, precompute_ref_log_probs=True)
     stored = [torch.tensor(trainer.train_dataset[side]) for side in ("ref_chosen_logps", "ref_rejected_logps")]
-    policy = plain_dpo.fresh_policy(BASE, TINY)
+    policy = plain_dpo.fresh_policy(BASE, TINY, adapter=plain_dpo.adapter_of(trainer.model))
     batches = plain_dpo.precompute(plain_dpo.adapters_off(policy), data.batches)
     for side in (0, 1):
         ours = torch.cat([batch.ref_logps[side] for batch in batches])
