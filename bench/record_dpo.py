@@ -3,7 +3,7 @@
     python bench/record_dpo.py [--fresh]
 
 The tiny Llama, from lesson 05's SFT model, by rlhf_lab.plain_dpo, which tests hold to TRL's curve; plain sigmoid loss
-but where said. Twenty minutes on one core. Each run is kept in runs/record_dpo.json as soon as it is done, and what
+but where said. Ten minutes on one core. Each run is kept in runs/record_dpo.json as soon as it is done, and what
 is there is not trained again (--fresh does); the record is written from all of them.
 
 Measured on the first PROMPTS held-out prompts, one reply each sampled at temperature 1 from the whole distribution:
@@ -39,14 +39,15 @@ from rlhf_lab.stages.common import RUNS_DIR, library_versions
 
 RECORD, KEPT = RECORDS / "dpo.json", RUNS_DIR / "record_dpo.json"
 SEEDS = (0, 1, 2)
-PROMPTS, TEST_PAIRS = 96, 200
+PROMPTS, TEST_PAIRS = 64, 150
 RATE, BETA, WARMUP = 2e-3, 0.15, 5  # what the others are compared with
-SWEEP_STEPS, SWEEP_BATCH = 40, 8
+SWEEP_STEPS, SWEEP_BATCH = 40, 4
 BETAS = (0.05, 0.15, 0.5, 2.0)
 RATES = (5e-7, 1e-5, 2e-3, 6e-2)  # the article's, the end of its range, ours, ours times 30
-EPOCH_PAIRS, EPOCH_BATCH, EPOCHS, MEASURED_EPOCHS = 160, 8, 8, (1, 2, 4, 8)
-CURVE_STEPS, CURVE_BATCH = 32, 8  # of what is broken
-DISPLACED_BETA, DISPLACED_STEPS = 0.5, 24
+EPOCH_PAIRS, EPOCH_BATCH, EPOCHS, MEASURED_EPOCHS = 96, 4, 6, (1, 2, 4, 6)
+CURVE_STEPS, CURVE_BATCH = 32, 4  # of what is broken
+DISPLACED_BETA, DISPLACED_STEPS, DISPLACED_BATCH = 0.5, 24, 6
+TIMED_BATCH = 16
 SFT_WEIGHT = 2.0  # of the tiny profile
 CURVES = ("loss", "grad_norm", "rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected")
 
@@ -161,9 +162,9 @@ def over_epochs(seed: int) -> dict:
 
 def displaced(seed: int, data: str, sft_weight: float = 0.0) -> dict:
     close, far = close_pairs.one_word_apart(close_pairs.clear(pairs(1000, seed)))
-    rows = (far if data == "clear" else close)[: DISPLACED_STEPS * CURVE_BATCH]
+    rows = (far if data == "clear" else close)[: DISPLACED_STEPS * DISPLACED_BATCH]
     loss = partial(plain_dpo.dpo_sft_batch_loss, sft_weight=sft_weight) if sft_weight else plain_dpo.dpo_batch_loss
-    _, curve = fit(rows, CURVE_BATCH, seed, batch_loss=loss, beta=DISPLACED_BETA, steps=DISPLACED_STEPS)
+    _, curve = fit(rows, DISPLACED_BATCH, seed, batch_loss=loss, beta=DISPLACED_BETA)
     steps = list(curve)
     return {side: [round(x[f"rewards/{side}"] / DISPLACED_BETA, 3) for x in steps] for side in ("chosen", "rejected")}
 
@@ -186,9 +187,9 @@ def broken(seed: int, fault: str) -> dict:
 
 def references(_seed: int) -> dict:
     """Processor seconds of a step, the median of ten, for each way to have the reference's log-probs."""
-    rows, profile = pairs(12 * SWEEP_BATCH, 0), lab().profile
+    rows, profile = pairs(12 * TIMED_BATCH, 0), lab().profile
     weights = sum(weight.numel() * weight.element_size() for weight in sft().parameters())
-    batches = plain_dpo.batches_of(rows, lab().tokenizer, SWEEP_BATCH, profile.max_length)
+    batches = plain_dpo.batches_of(rows, lab().tokenizer, TIMED_BATCH, profile.max_length)
     found = {}
     for name in ("a second model", "adapters off", "stored"):
         policy = plain_dpo.fresh_policy(lab().sft().path, profile)
@@ -264,7 +265,7 @@ def record(kept: dict[str, dict]) -> dict:
             "epochs": {"pairs": EPOCH_PAIRS, "pairs_a_batch": EPOCH_BATCH, "epochs": EPOCHS},
             "broken": {"steps": CURVE_STEPS, "pairs_a_batch": CURVE_BATCH},
             "displacement": {
-                "beta": DISPLACED_BETA, "steps": DISPLACED_STEPS, "pairs_a_batch": CURVE_BATCH, "sft_weight": SFT_WEIGHT
+                "beta": DISPLACED_BETA, "steps": DISPLACED_STEPS, "pairs_a_batch": DISPLACED_BATCH, "sft_weight": SFT_WEIGHT
             },
         },
         "sft": {"gold": _rounded(ev.mean_interval(sft_gold()).as_dict())},
