@@ -265,7 +265,8 @@ def record(kept: dict[str, dict]) -> dict:
             "epochs": {"pairs": EPOCH_PAIRS, "pairs_a_batch": EPOCH_BATCH, "epochs": EPOCHS},
             "broken": {"steps": CURVE_STEPS, "pairs_a_batch": CURVE_BATCH},
             "displacement": {
-                "beta": DISPLACED_BETA, "steps": DISPLACED_STEPS, "pairs_a_batch": DISPLACED_BATCH, "sft_weight": SFT_WEIGHT
+                "beta": DISPLACED_BETA, "steps": DISPLACED_STEPS, "pairs_a_batch": DISPLACED_BATCH,
+                "sft_weight": SFT_WEIGHT,
             },
         },
         "sft": {"gold": _rounded(ev.mean_interval(sft_gold()).as_dict())},
