@@ -46,7 +46,7 @@ BETAS = (0.05, 0.15, 0.5, 2.0)
 RATES = (5e-7, 1e-5, 2e-3, 6e-2)  # the article's, the end of its range, ours, ours times 30
 EPOCH_PAIRS, EPOCH_BATCH, EPOCHS, MEASURED_EPOCHS = 96, 4, 6, (1, 2, 4, 6)
 CURVE_STEPS, CURVE_BATCH = 32, 4  # of what is broken
-DISPLACED_BETA, DISPLACED_STEPS, DISPLACED_BATCH = 0.5, 24, 6
+DISPLACED_BETA, DISPLACED_STEPS, DISPLACED_BATCH, PROBED = 0.5, 24, 6, 48
 TIMED_BATCH = 16
 SFT_WEIGHT = 2.0  # of the tiny profile
 CURVES = ("loss", "grad_norm", "rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected")
@@ -161,12 +161,20 @@ def over_epochs(seed: int) -> dict:
 
 
 def displaced(seed: int, data: str, sft_weight: float = 0.0) -> dict:
+    """Mean log-ratio to SFT, nats, of chosen and of rejected, on PROBED pairs of that kind that are not trained on."""
     close, far = close_pairs.one_word_apart(close_pairs.clear(pairs(1000, seed)))
-    rows = (far if data == "clear" else close)[: DISPLACED_STEPS * DISPLACED_BATCH]
+    rows, n = far if data == "clear" else close, DISPLACED_STEPS * DISPLACED_BATCH
     loss = partial(plain_dpo.dpo_sft_batch_loss, sft_weight=sft_weight) if sft_weight else plain_dpo.dpo_batch_loss
-    _, curve = fit(rows, DISPLACED_BATCH, seed, batch_loss=loss, beta=DISPLACED_BETA)
-    steps = list(curve)
-    return {side: [round(x[f"rewards/{side}"] / DISPLACED_BETA, 3) for x in steps] for side in ("chosen", "rejected")}
+    policy, curve = fit(rows[:n], DISPLACED_BATCH, seed, batch_loss=loss, beta=DISPLACED_BETA)
+    [probe] = plain_dpo.batches_of(rows[n : n + PROBED], lab().tokenizer, PROBED, lab().profile.max_length)
+    before = plain_dpo.frozen(sft())(probe)
+    kept: dict[str, list[float]] = {"step": [], "chosen": [], "rejected": []}
+    for step, _ in enumerate(curve, start=1):
+        if step % 4 == 0:
+            kept["step"].append(step)
+            for side, now, then in zip(("chosen", "rejected"), plain_dpo.frozen(policy)(probe), before, strict=True):
+                kept[side].append(round((now - then).mean().item(), 3))
+    return kept
 
 
 def broken(seed: int, fault: str) -> dict:
@@ -266,7 +274,7 @@ def record(kept: dict[str, dict]) -> dict:
             "broken": {"steps": CURVE_STEPS, "pairs_a_batch": CURVE_BATCH},
             "displacement": {
                 "beta": DISPLACED_BETA, "steps": DISPLACED_STEPS, "pairs_a_batch": DISPLACED_BATCH,
-                "sft_weight": SFT_WEIGHT,
+                "sft_weight": SFT_WEIGHT, "probed_pairs": PROBED,
             },
         },
         "sft": {"gold": _rounded(ev.mean_interval(sft_gold()).as_dict())},

@@ -51,11 +51,15 @@ def test_the_articles_learning_rate_moves_no_adapter(record):
     assert still["gold"]["low"] <= record["sft"]["gold"]["value"] <= still["gold"]["high"]
 
 
-def test_close_pairs_displace_clear_ones_do_not_and_the_sft_term_mends(record):
-    ends = {
-        name: np.array([np.mean(run["chosen"][-6:]) for run in runs]) for name, runs in record["displacement"].items()
-    }
-    assert (ends["clear"] > ends["close"]).all() and (ends["close + SFT"] > ends["close"]).all()
+def test_at_one_margin_close_pairs_displace_clear_ones_do_not_and_the_sft_term_mends(record):
+    def at_margin(run, margin):
+        return np.interp(margin, np.subtract(run["chosen"], run["rejected"]), run["chosen"])
+
+    runs = record["displacement"]
+    assert all(at_margin(run, 6.0) < 0 for run in runs["close"])
+    assert all(at_margin(run, 6.0) > 0 for run in runs["clear"])
+    assert all(run["chosen"][-1] > 0 for run in runs["close + SFT"])
+    assert sum(run["chosen"][-1] < 0 for run in runs["clear"]) == 2  # pushed on to twice the margin
 
 
 def test_what_is_broken_looks_as_it_is_taught(record):
