@@ -525,6 +525,11 @@ stuck_at_log_two = value_exercise(
 )
 
 
+def _two_sevens() -> float:
+    models, billions_of_parameters, bytes_each = 2, 6.74, 2
+    return models * billions_of_parameters * bytes_each
+
+
 two_sevens = value_exercise(
     name="two_sevens",
     question="The article's listing loads Llama-2-7B (6.74 billion parameters) twice, as model and as ref_model. How "
@@ -537,7 +542,7 @@ two_sevens = value_exercise(
     rows=(43,),
     errata=("E24",),
     maths="2 models x 6.74e9 parameters x 2 bytes = 27.0 GB, before gradients, optimizer and activations",
-    reference=lambda: 2 * 6.74 * 2,
+    reference=_two_sevens,
     tolerance=1e-2,
     hints=("16 bits are 2 bytes.", "Two models."),
     mistakes=(
