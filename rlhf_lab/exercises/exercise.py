@@ -22,6 +22,7 @@ LESSONS = {
     4: "DPO, derived",
     5: "SFT a Llama",
     6: "A reward model",
+    8: "DPO on a Llama",
 }
 
 _catalogue: dict[str, Exercise] = {}

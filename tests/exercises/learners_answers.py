@@ -1065,3 +1065,133 @@ def _(margins, labels, n_bins):
 wrong("stuck_at_log_2", "slow taken for stuck")("rate")
 wrong("comparisons_in_a_batch", "replies counted")(64 * 9)
 wrong("comparisons_in_a_batch")(64 * 10)
+
+
+# --- lesson 08 ----------------------------------------------------------------------------------------------------
+
+
+@right("reference_distance")
+def _(policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps):
+    worst = 0.0
+    for policy, ref in ((policy_chosen_logps, ref_chosen_logps), (policy_rejected_logps, ref_rejected_logps)):
+        for a, b in zip(policy.tolist(), ref.tolist(), strict=True):
+            worst = max(worst, abs(a - b))
+    return worst
+
+
+@wrong("reference_distance", "only the margin")
+def _(policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps):
+    policy = policy_chosen_logps - policy_rejected_logps
+    return torch.max(torch.abs(policy - (ref_chosen_logps - ref_rejected_logps)))
+
+
+@wrong("reference_distance")
+def _(policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps):
+    return (
+        (policy_chosen_logps - ref_chosen_logps).square() + (policy_rejected_logps - ref_rejected_logps).square()
+    ).max()
+
+
+def _row_logps(logits, ids, mask):
+    return -(F.cross_entropy(logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none") * mask[:, 1:]).sum(-1)
+
+
+@right("dpo_batch_loss")
+def _(policy_logits, input_ids, reply_mask, ref_chosen_logps, ref_rejected_logps, beta):
+    n = len(input_ids) // 2
+    logps = _row_logps(policy_logits, input_ids, reply_mask)
+    margins = (logps[:n] - logps[n:]) - (ref_chosen_logps - ref_rejected_logps)
+    return F.softplus(-beta * margins).mean()
+
+
+@right("dpo_batch_loss")
+def _(policy_logits, input_ids, reply_mask, ref_chosen_logps, ref_rejected_logps, beta):
+    total, n = 0, len(ref_chosen_logps)
+    for pair in range(n):
+        rewards = []
+        for row, ref in ((pair, ref_chosen_logps[pair]), (n + pair, ref_rejected_logps[pair])):
+            logp = 0
+            for t in range(1, input_ids.shape[1]):
+                if reply_mask[row, t]:
+                    logp = logp + policy_logits[row, t - 1].log_softmax(0)[input_ids[row, t]]
+            rewards.append(beta * (logp - ref))
+        total = total - F.logsigmoid(rewards[0] - rewards[1])
+    return total / n
+
+
+@wrong("dpo_batch_loss", "rows taken in turns")
+def _(policy_logits, input_ids, reply_mask, ref_chosen_logps, ref_rejected_logps, beta):
+    pairs = _row_logps(policy_logits, input_ids, reply_mask).view(-1, 2)
+    margins = pairs[:, 0] - pairs[:, 1] - ref_chosen_logps + ref_rejected_logps
+    return F.softplus(-beta * margins).mean()
+
+
+@wrong("dpo_batch_loss", "no shift")
+def _(policy_logits, input_ids, reply_mask, ref_chosen_logps, ref_rejected_logps, beta):
+    logps = -(F.cross_entropy(policy_logits.transpose(1, 2), input_ids, reduction="none") * reply_mask).sum(-1)
+    chosen, rejected = logps.chunk(2)
+    return F.softplus(-beta * ((chosen - rejected) - (ref_chosen_logps - ref_rejected_logps))).mean()
+
+
+@wrong("dpo_batch_loss", "no gradient")
+def _(policy_logits, input_ids, reply_mask, ref_chosen_logps, ref_rejected_logps, beta):
+    chosen, rejected = _row_logps(policy_logits.detach(), input_ids, reply_mask).chunk(2)
+    return F.softplus(-beta * ((chosen - rejected) - (ref_chosen_logps - ref_rejected_logps))).mean()
+
+
+@wrong("dpo_batch_loss")
+def _(policy_logits, input_ids, reply_mask, ref_chosen_logps, ref_rejected_logps, beta):
+    chosen, rejected = _row_logps(policy_logits, input_ids, reply_mask).chunk(2)
+    return F.softplus(-beta * ((chosen - rejected) - (ref_chosen_logps - ref_rejected_logps)).mean())
+
+
+@right("dpo_sft_batch_loss")
+def _(policy_logits, input_ids, reply_mask, ref_chosen_logps, ref_rejected_logps, beta, sft_weight):
+    chosen, rejected = _row_logps(policy_logits, input_ids, reply_mask).chunk(2)
+    dpo = F.softplus(-beta * ((chosen - rejected) - (ref_chosen_logps - ref_rejected_logps))).mean()
+    return dpo - sft_weight * chosen.sum() / reply_mask[: len(chosen), 1:].sum()
+
+
+@wrong("dpo_sft_batch_loss", "each reply's own mean first")  # the paper's
+def _(policy_logits, input_ids, reply_mask, ref_chosen_logps, ref_rejected_logps, beta, sft_weight):
+    chosen, rejected = _row_logps(policy_logits, input_ids, reply_mask).chunk(2)
+    dpo = F.softplus(-beta * ((chosen - rejected) - (ref_chosen_logps - ref_rejected_logps)))
+    return (dpo - sft_weight * chosen / reply_mask[: len(chosen), 1:].sum(-1)).mean()
+
+
+@wrong("dpo_sft_batch_loss")
+def _(policy_logits, input_ids, reply_mask, ref_chosen_logps, ref_rejected_logps, beta, sft_weight):
+    chosen, rejected = _row_logps(policy_logits, input_ids, reply_mask).chunk(2)
+    dpo = F.softplus(-beta * ((chosen - rejected) - (ref_chosen_logps - ref_rejected_logps))).mean()
+    return dpo - sft_weight * (chosen - ref_chosen_logps).mean()
+
+
+@right("implicit_reward_accuracy")
+def _(policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps):
+    right = 0.0
+    for pc, pr, rc, rr in zip(
+        policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps, strict=True
+    ):
+        right += 1.0 if pc - rc > pr - rr else 0.5 if pc - rc == pr - rr else 0.0
+    return right / len(policy_chosen_logps)
+
+
+@wrong("implicit_reward_accuracy", "ties lost")  # as in TRL's log
+def _(policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps):
+    chosen_rewards, rejected_rewards = (
+        policy_chosen_logps - ref_chosen_logps,
+        policy_rejected_logps - ref_rejected_logps,
+    )
+    return (chosen_rewards > rejected_rewards).float().mean()
+
+
+@wrong("implicit_reward_accuracy")
+def _(policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps):
+    margins = (policy_chosen_logps - ref_chosen_logps) - (policy_rejected_logps - ref_rejected_logps)
+    return torch.sigmoid(margins).mean()
+
+
+wrong("margins_at_optimum")([2.1972, 0.4394])
+wrong("which_run_displaces")("f")
+wrong("stuck_at_log_two")("dropout")
+wrong("two_sevens")(16.0)

@@ -102,6 +102,9 @@ def test_values_by_hand():
     assert answers["bits_in_nf4"] == pytest.approx(4.127, abs=5e-4)  # QLoRA, section 3: 0.127 bits for the constants
     assert answers["ipo_margin"] == pytest.approx(2.5, abs=1e-12)  # 1 / (2 * 0.2)
     assert answers["clip_gradients"] == [[-0.5, -1.0, 0.0], [0.0, 1.0, 1.5]]  # row E4 of the errata
+    assert answers["margins_at_optimum"] == pytest.approx([21.9722, 4.3944], abs=1e-4)  # log 9 / beta
+    assert answers["two_sevens"] == pytest.approx(26.96)
+    assert answers["which_run_displaces"] == "b" and answers["stuck_at_log_two"] == "identical"
     assert answers["comparisons_in_a_batch"] == 2304  # InstructGPT, appendix C.2
     words = {
         "stuck_at_log_2": "same",
@@ -138,7 +141,7 @@ def test_dpo_loss_reference_is_log_2_where_policy_and_reference_agree_and_the_un
 def test_the_course_has_its_exercises_with_their_place_in_the_article():
     assert len(EXERCISES) >= 24
     counted = {lesson: len(names(lesson)) for lesson in LESSONS}
-    assert counted == {0: 1, 1: 5, 2: 8, 3: 10, 4: 9, 5: 10, 6: 7}
+    assert counted == {0: 1, 1: 5, 2: 8, 3: 10, 4: 9, 5: 10, 6: 7, 8: 8}
     assert names() == list(EXERCISES)
     for exercise in EXERCISES.values():
         assert 1 <= exercise.difficulty <= 5 and 1 <= exercise.importance <= 5 and exercise.minutes > 0
@@ -167,4 +170,5 @@ def test_references_are_the_packages_own_functions_where_it_has_them():
         "ranking_loss",
         "margin_accuracy",
         "oracle_ceiling",
+        "implicit_reward_accuracy",
     ]
