@@ -403,6 +403,7 @@ def main() -> None:
     for case in arguments.cases:
         results[case] = compare(case)
         show(case, results[case])
+        results = {name: results[name] for name in CASES if name in results}
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
 
 

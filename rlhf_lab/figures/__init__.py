@@ -1,7 +1,8 @@
 """Every figure of the report and the lessons: data in, matplotlib Figure out, nothing else touched.
 
 `base` is how a figure looks, shows itself and is saved; `report` what a run measured. The figures that a slider moves
-build on `live`: `comparisons` (lesson 02), `policy_gradient` (03), `optimum` (04).
+build on `live`: `comparisons` (lesson 02), `policy_gradient` (03), `optimum` (04); `training` and
+`plain` draw curves over steps.
 """
 
 from rlhf_lab.figures.base import (
@@ -30,6 +31,7 @@ from rlhf_lab.figures.report import (
     stage_costs,
     win_rates,
 )
+from rlhf_lab.figures.training import training_curves
 
 __all__ = [
     "ERROR_BARS",
@@ -60,5 +62,6 @@ __all__ = [
     "save",
     "stage_costs",
     "to_png",
+    "training_curves",
     "win_rates",
 ]

@@ -17,10 +17,13 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from rlhf_lab.checkpoints import last_good
 from rlhf_lab.checks import check_disk, check_lengths, check_model_dir
 from rlhf_lab.data import by_length, check_tokens
 from rlhf_lab.errors import UserError
+from rlhf_lab.fetch import cache_dir
 from rlhf_lab.models import load_tokenizer
 from rlhf_lab.profiles import REPO_ROOT, Profile
 
@@ -117,11 +120,36 @@ def run_cached(
 
     Work goes on in a hidden folder beside it and takes its place only when done, so an earlier result survives a run
     that fails, and no folder is ever half-written. A run that was interrupted after a checkpoint is gone on from;
-    one that failed before its first leaves nothing.
+    one that failed before its first leaves nothing. While another process trains the same stage, this one waits.
     """
-    if not force and (done := load_result(folder, key)):
-        return done
-    _refuse_foreign(folder)
+    with _alone_in(folder):
+        if not force and (done := load_result(folder, key)):
+            return done
+        _refuse_foreign(folder)
+        return _train_into(folder, key, train, force)
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Hold the one right to work on `folder`: two lessons that are open at once may both want the same stage."""
+    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+    locks = cache_dir() / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(locks / f"{name}.lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        print(f"Another process is training {folder.name}: waiting for it ...", file=sys.stderr)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _train_into(
+    folder: Path, key: str, train: Callable[[Path], tuple[dict[str, float], list[dict]]], force: bool
+) -> StageResult:
     partial = folder.parent / f".{folder.name}.partial"
     marker = partial / "checkpoints" / "key"
     if partial.exists() and (force or not marker.is_file() or marker.read_text(encoding="utf-8") != key):

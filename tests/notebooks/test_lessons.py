@@ -18,9 +18,10 @@ from rlhf_lab.errors import UserError
 from rlhf_lab.lessons import badge, colab_cell, execute, stamp
 from rlhf_lab.profiles import REPO_ROOT
 
-# Colab's image of 2026-08, as far as it was read off there; rich and psutil are its usual ones.
+# Colab's image of 2026-08, as far as it was read off there; rich, psutil and filelock are its usual ones.
 COLAB = {
-    "accelerate": "1.14.0", "datasets": "4.0.0", "huggingface_hub": "1.20.0", "ipywidgets": "7.7.1", "jinja2": "3.1.6",
+    "accelerate": "1.14.0", "datasets": "4.0.0", "filelock": "3.20.0",
+    "huggingface_hub": "1.20.0", "ipywidgets": "7.7.1", "jinja2": "3.1.6",
     "matplotlib": "3.10.0", "numpy": "2.1.3", "packaging": "25.0", "peft": "0.20.0", "platformdirs": "4.9.0",
     "psutil": "5.9.5", "rich": "13.9.4", "safetensors": "0.8.0", "scipy": "1.16.3", "torch": "2.11.0+cu128",
     "tqdm": "4.67.1", "transformers": "5.15.0", "typer": "0.25.0",

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -117,3 +119,24 @@ def test_an_unknown_field_is_named():
 
     with pytest.raises(UserError, match="max_prompt_length"):
         build_config(DPOConfig, {"max_prompt_length": 128}, "dpo")
+
+
+def test_a_second_process_waits_for_the_first_and_takes_its_result(tmp_path):
+    script = """
+import sys, time
+from pathlib import Path
+from rlhf_lab.stages.common import run_cached
+
+def train(folder):
+    with open(sys.argv[2], "a") as log:
+        log.write("trained\\n")
+    time.sleep(1)
+    return {"loss": 1.0}, []
+
+print(run_cached(Path(sys.argv[1]), "key", train).metrics)
+"""
+    command = [sys.executable, "-c", script, str(tmp_path / "out"), str(tmp_path / "log")]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    outputs = [process.communicate(timeout=120) for process in both]
+    assert [out for out, _ in outputs] == ["{'loss': 1.0}\n"] * 2, outputs
+    assert (tmp_path / "log").read_text() == "trained\n"
