@@ -76,7 +76,7 @@ def batch_heatmap(panels: Mapping[str, np.ndarray], mask: np.ndarray) -> LabFigu
     `panels` is name and unit -> (B, T) numbers; each has its own scale, white at 0.
     """
     mask = np.asarray(mask, dtype=bool)
-    figure, grid = new_figure(9.0, 1.1 + (0.5 + 0.16 * len(mask)) * len(panels), len(panels), 1, sharex=True)
+    figure, grid = new_figure(9.0, 1.1 + (0.5 + 0.11 * len(mask)) * len(panels), len(panels), 1, sharex=True)
     told = []
     for axes, (name, values) in zip(np.atleast_1d(grid), panels.items(), strict=True):
         values = np.asarray(values, dtype=float)
