@@ -110,10 +110,7 @@ FAULTS = {
     "negative_kl": Fault(f"EOS suppressed for {SHORTEST} tokens, in sampling only", trainer=SampledUnlikeScored),
     "bold": Fault(f"learning rate x {BOLD}", lambda lab: {"learning_rate": BOLD * lab.profile.ppo["learning_rate"]}),
     "padding": Fault("padding after the end taken for reply", trainer=UnmaskedPadding),
-    "no_eos": Fault(
-        "stop token set to <|end_of_text|>, which no reply ever has",
-        lambda lab: {"stop_token_id": lab.tokenizer.convert_tokens_to_ids("<|end_of_text|>")},
-    ),
+    "no_eos": Fault("the pad token set as stop token", lambda lab: {"stop_token_id": lab.tokenizer.pad_token_id}),
     "value": Fault("vf_coef 0: the value is never trained", lambda lab: {"vf_coef": 0.0}),
 }
 

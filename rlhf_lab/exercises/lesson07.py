@@ -577,9 +577,9 @@ diagnose_four_runs = value_exercise(
             ["padding", "no kl", "value", "end"],
         ),
         Mistake(
-            "the score blamed on sampling",
-            "Replies sampled unlike scored give a NEGATIVE KL: the policy is paid for making the forced tokens rarer. "
-            "No panel of P shows that. Compare its length with the replies that ended.",
+            "padding taken for sampling",
+            "A KL that leaves 0 in both directions by tens of nats fits P, and other samples than the policy's can make "
+            "a KL negative too. But the length tells: the replies end, and yet each counts as the longest of its batch.",
             ["sampling", "value", "no kl", "end"],
         ),
     ),
