@@ -38,36 +38,22 @@ from rlhf_lab.stages.common import library_versions, training_arguments
 
 PROMPTS = 128  # held out, one reply each
 SETTINGS = {"gradient_accumulation_steps": 4, "num_mini_batches": 2, "logging_steps": 1}  # 32 episodes an update
-SHORTEST = 40  # tokens before which the EOS is suppressed in "negative_kl": SFT's replies have about 30
+HOT = 1.4  # times the temperature, in sampling only
 BOLD = 30  # times the learning rate
 ALSO = ("policy/approxkl_avg", "val/ratio_var", "val/clipfrac_avg", "grad_norm")  # kept beside the dashboard's
 
 
-class WithoutEnd:
-    """A model that cannot end its reply in the first tokens: what `min_new_tokens` does to generation."""
-
-    def __init__(self, model, stop_ids, shortest: int) -> None:
-        self.model, self.config, self.stop_ids, self.left = model, model.config, list(stop_ids), shortest
-
-    def __call__(self, **inputs):
-        output = self.model(**inputs)
-        if self.left > 0:
-            output.logits[..., self.stop_ids] = float("-inf")
-        self.left -= 1
-        return output
-
-
 class SampledUnlikeScored(PPOTrainer):
-    """Samples with the EOS suppressed, and scores log-probs as if it had not been."""
+    """Samples hotter than it scores: replies of another policy than the one whose log-probs are taken."""
 
     def rollout(self, rows: list[dict]) -> Rollout:
-        """The engine's, from another distribution than the policy's."""
+        """The engine's, at another temperature."""
         honest = engine.sample
 
-        def unlike(model, *inputs, stop_ids, **how):
-            return honest(WithoutEnd(model, stop_ids, SHORTEST), *inputs, stop_ids=stop_ids, **how)
+        def hot(*inputs, temperature, **how):
+            return honest(*inputs, temperature=HOT * temperature, **how)
 
-        with patch.object(engine, "sample", unlike):
+        with patch.object(engine, "sample", hot):
             return super().rollout(rows)
 
 
@@ -107,7 +93,7 @@ class Fault:
 FAULTS = {
     "healthy": Fault("the tiny profile's own settings"),
     "no_kl": Fault("kl_coef 0", lambda lab: {"kl_coef": 0.0}),
-    "negative_kl": Fault(f"EOS suppressed for {SHORTEST} tokens, in sampling only", trainer=SampledUnlikeScored),
+    "negative_kl": Fault(f"sampled at temperature {HOT}, scored as at 1", trainer=SampledUnlikeScored),
     "bold": Fault(f"learning rate x {BOLD}", lambda lab: {"learning_rate": BOLD * lab.profile.ppo["learning_rate"]}),
     "padding": Fault("padding after the end taken for reply", trainer=UnmaskedPadding),
     "no_eos": Fault("the pad token set as stop token", lambda lab: {"stop_token_id": lab.tokenizer.pad_token_id}),

@@ -578,8 +578,8 @@ diagnose_four_runs = value_exercise(
         ),
         Mistake(
             "padding taken for sampling",
-            "A KL that leaves 0 in both directions by tens of nats fits P, and other samples than the policy's can make "
-            "a KL negative too. But the length tells: the replies end, and yet each counts as the longest of its batch.",
+            "P's KL leaves 0 by tens of nats, and samples that are not the policy's can bend a KL too. But the length "
+            "tells: the replies end, and yet each counts as the longest of its batch.",
             ["sampling", "value", "no kl", "end"],
         ),
     ),
