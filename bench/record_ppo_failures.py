@@ -38,22 +38,16 @@ from rlhf_lab.stages.common import library_versions, training_arguments
 
 PROMPTS = 128  # held out, one reply each
 SETTINGS = {"gradient_accumulation_steps": 4, "num_mini_batches": 2, "logging_steps": 1}  # 32 episodes an update
-HOT = 1.4  # times the temperature, in sampling only
 BOLD = 30  # times the learning rate
 ALSO = ("policy/approxkl_avg", "val/ratio_var", "val/clipfrac_avg", "grad_norm")  # kept beside the dashboard's
 
 
 class SampledUnlikeScored(PPOTrainer):
-    """Samples hotter than it scores: replies of another policy than the one whose log-probs are taken."""
+    """Its replies come from the reference: the sampler never got the trained weights. Log-probs are the policy's."""
 
     def rollout(self, rows: list[dict]) -> Rollout:
-        """The engine's, at another temperature."""
-        honest = engine.sample
-
-        def hot(*inputs, temperature, **how):
-            return honest(*inputs, temperature=HOT * temperature, **how)
-
-        with patch.object(engine, "sample", hot):
+        """The engine's, with every adapter off."""
+        with self.roles._adapter(None):
             return super().rollout(rows)
 
 
@@ -93,7 +87,7 @@ class Fault:
 FAULTS = {
     "healthy": Fault("the tiny profile's own settings"),
     "no_kl": Fault("kl_coef 0", lambda lab: {"kl_coef": 0.0}),
-    "negative_kl": Fault(f"sampled at temperature {HOT}, scored as at 1", trainer=SampledUnlikeScored),
+    "negative_kl": Fault("sampled from the reference, scored as the policy's", trainer=SampledUnlikeScored),
     "bold": Fault(f"learning rate x {BOLD}", lambda lab: {"learning_rate": BOLD * lab.profile.ppo["learning_rate"]}),
     "padding": Fault("padding after the end taken for reply", trainer=UnmaskedPadding),
     "no_eos": Fault("the pad token set as stop token", lambda lab: {"stop_token_id": lab.tokenizer.pad_token_id}),
