@@ -72,7 +72,7 @@ def test_each_fault_shows_in_its_panel(record):
     def compare(name, curve):
         return list(zip(late(record, name, curve), late(record, "healthy", curve), strict=True))
 
-    assert all(sick > 2 * well for sick, well in compare("no_kl", "objective/kl"))
+    assert all(sick > 1.3 * well for sick, well in compare("no_kl", "objective/kl"))
     assert all(kl < 0 for kl in late(record, "negative_kl", "objective/kl"))
     assert all(run["true_kl"] > 0 for run in record["runs"] if run["name"] == "negative_kl")  # a KL never is negative
     assert all(ended == 0 for ended in late(record, "no_eos", "val/num_eos_tokens"))
