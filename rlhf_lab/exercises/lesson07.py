@@ -549,38 +549,37 @@ diagnose_four_runs = value_exercise(
     minutes=12,
     rows=(8, 42),
     errata=("E20",),
-    maths="P: all replies end, yet each is as long as the longest. Q: the score rises, the value loss does not fall. "
-    "R: the KL climbs with nothing to hold it. S: no reply ends, the length stands at the limit",
-    reference=lambda: ["padding", "value", "no kl", "end"],
+    maths="P: replies end, yet each counts as the longest of its batch. Q: all in order but a value loss that does not "
+    "fall. R: KL below 0 for good, at ordinary lengths. S: no reply ends, the length stands at the limit",
+    reference=lambda: ["padding", "value", "sampling", "end"],
     canonical=_four_words,
     hints=(
         "Begin with length and with the replies that ended: two of the four are told by these two panels.",
-        "Of the other two, one has everything in order but one panel. Which panel would a value that never learns show "
-        "in?",
+        "Of the other two, one has a KL that cannot be one. The last has everything in order but one panel: which?",
     ),
     mistakes=(
         Mistake(
             "padding and no end confused",
             "Both have long replies. But where padding is taken for reply, replies do end (the last panel says so), "
             "and only their counted length is wrong; where no reply ends, the last panel is at 0.",
-            ["end", "value", "no kl", "padding"],
+            ["end", "value", "sampling", "padding"],
         ),
         Mistake(
-            "the high KL blamed on the learning rate",
-            "A learning rate 30 times too large shows at once in clip fraction, ratio and entropy. Here the steps are "
-            "of normal size: clip fraction as in a healthy run. What is missing is what holds them near the reference.",
-            ["padding", "value", "rate", "end"],
+            "padding and sampling confused",
+            "Both have a KL below 0. Padding makes it of tens and hundreds of nats, and each reply counts as the longest "
+            "of its batch; replies that are not the policy's have ordinary lengths and a score that stands still.",
+            ["sampling", "value", "padding", "end"],
+        ),
+        Mistake(
+            "a KL that is paid for blamed",
+            "Q's KL is no higher than a healthy run's. Look at the panel of the value: it says what is expected of a "
+            "reply, and here it never gets better at it.",
+            ["padding", "no kl", "sampling", "end"],
         ),
         Mistake(
             "Q and R confused",
-            "The value loss is high in Q and its KL is ordinary; in R it is the KL that has nothing to hold it.",
-            ["padding", "no kl", "value", "end"],
-        ),
-        Mistake(
-            "padding taken for sampling",
-            "P's KL leaves 0 by tens of nats, and samples that are not the policy's can bend a KL too. But the length "
-            "tells: the replies end, and yet each counts as the longest of its batch.",
-            ["sampling", "value", "no kl", "end"],
+            "It is R whose KL lies below 0: a mean over replies that are not the policy's. Q's KL is an ordinary one.",
+            ["padding", "sampling", "value", "end"],
         ),
     ),
 )

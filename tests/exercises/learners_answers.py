@@ -844,8 +844,8 @@ wrong("what_target_kl_watches", "the reference in place of the old policy")("Ref
 wrong("what_target_kl_watches")("clip")
 
 
-wrong("diagnose_four_runs", "Q and R confused")(("padding", "no KL", "value", "end"))
-wrong("diagnose_four_runs")(["padding", "value", "no kl"])
+wrong("diagnose_four_runs", "a KL that is paid for blamed")(("padding", "no KL", "Sampling", "end"))
+wrong("diagnose_four_runs")(["padding", "value", "sampling"])
 
 
 @right("ppo_minibatch_loss")
