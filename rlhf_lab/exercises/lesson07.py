@@ -567,7 +567,7 @@ diagnose_four_runs = value_exercise(
         Mistake(
             "padding and sampling confused",
             "Both have a KL below 0. Padding makes it of tens and hundreds of nats, and each reply counts as the "
-            "longest of its batch. Replies that are not the policy's have ordinary lengths, and their score stands still.",
+            "longest of its batch. Replies that are not the policy's have usual lengths and a score that stands still.",
             ["sampling", "value", "padding", "end"],
         ),
         Mistake(
