@@ -5,7 +5,7 @@
 Every run starts from the same SFT model and reward model (taken from runs/stages, or trained) and differs from the
 healthy one in one thing. Afterwards the policy answers held-out prompts at temperature 1, and gold and the true KL are
 measured on these replies. Faults that need a broken engine are broken here, never by an option of the engine. The file
-is written after every run, and a run that is in it with the same settings is not made again. A minute a run on one core.
+is written after every run, and a run that is in it with the same settings is not made again. A minute a run, 21 runs.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ def _grade_function(exercise: Exercise, answer: Callable, seconds: float) -> Ver
     outcomes: list[Outcome] = []
     for case in cases:
         outcomes.append(observe(answer, case, max(deadline - time.monotonic(), 0.05)))
-        if _says_not_implemented(outcomes[-1].error) or outcomes[-1].value is Ellipsis:
+        if _is_unwritten(outcomes[-1].error) or outcomes[-1].value is Ellipsis:
             return _untried(exercise)
         if outcomes[-1].late:
             return _too_slow(exercise, case, outcomes[-1], seconds)
@@ -101,11 +101,6 @@ def _grade_function(exercise: Exercise, answer: Callable, seconds: float) -> Ver
         exercise.name,
         "passed",
     )
-
-
-def _says_not_implemented(error: Exception | None) -> bool:
-    """`raise NotImplementedError` of a stub; torch raises it too, for a kernel it lacks, and then says which."""
-    return isinstance(error, NotImplementedError) and "not implemented for" not in str(error)
 
 
 @functools.cache
@@ -398,6 +393,11 @@ def _wrong_signature(exercise: Exercise, answer: Callable) -> str:
             f"Yours takes ({taken}). Other names are fine, the number and the order are not."
         )
     return ""
+
+
+def _is_unwritten(error: BaseException | None) -> bool:
+    """`raise NotImplementedError`, which torch raises too, with these words, for an operation on another type."""
+    return isinstance(error, NotImplementedError) and "not implemented for" not in str(error)
 
 
 def _is_bare_stub(answer: Callable) -> bool:
