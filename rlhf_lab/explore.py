@@ -1,4 +1,4 @@
-"""Sliders around the figures of the lessons, and nothing else.
+"""Sliders around the figures of the lessons, a chat to write beside its template, and nothing else.
 
     from rlhf_lab import explore
     explore.clipped_surrogate()
@@ -21,7 +21,7 @@ import ipywidgets as widgets
 import numpy as np
 from IPython.display import display
 
-from rlhf_lab import figures
+from rlhf_lab import chat, figures
 from rlhf_lab.exact import optimal_policy
 from rlhf_lab.figures.live import LiveFigure, quick_png
 from rlhf_lab.profiles import DATA_DIR
@@ -192,6 +192,72 @@ def coverage_endpoints(sweep: Mapping[str, Any] | None = None) -> Explorer:
     return Explorer(lambda index: figures.coverage_endpoints(**sweep, index=index), {"index": control})
 
 
+class Fields(widgets.VBox):
+    """A box of text fields whose text, on a page that runs nothing, says what to do."""
+
+    def __repr__(self) -> str:
+        return "Run this notebook to write another chat."
+
+
+class ChatTemplate:
+    """A chat of two turns to write, and how a template lays it out, token by token, with what the loss covers.
+
+    Shown as the sliders are: the chat at its defaults, then the fields. A second turn left empty is none.
+
+    Args:
+        tokenizer: of the model, with its own chat template; Llama 2's and a plain one can be chosen instead.
+    """
+
+    TURNS = (
+        ("user", "user 1", "Hey, my kettle stopped working. Cheers!"),
+        ("assistant", "reply 1", "Hi there! I will send you a new kettle today."),
+        ("user", "user 2", "Thanks! And the old one?"),
+        ("assistant", "reply 2", "Keep it for parts. All the best."),
+    )
+
+    def __init__(self, tokenizer) -> None:
+        self._tokenizers = {form: chat.template_tokenizer(tokenizer, form) for form in ("own", "llama-2", "plain")}
+        forms = [("this model's own", "own"), ("Llama 2's", "llama-2"), ("plain text", "plain")]
+        covers = [(name, key) for key, name in chat.LOSSES.items()]
+        self.controls = {
+            "form": widgets.Dropdown(options=forms, **_labelled("template")),
+            "loss": widgets.Dropdown(options=covers, **_labelled("loss covers")),
+            **{name: widgets.Textarea(value=text, rows=2, **_labelled(name)) for _, name, text in self.TURNS},
+        }
+        self.output = widgets.HTML()
+        self._show()
+        for control in self.controls.values():
+            control.observe(self._show, names="value")
+        self.box = Fields([*self.controls.values(), self.output])
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """The turns as written."""
+        written = [{"role": role, "content": self.controls[name].value} for role, name, _ in self.TURNS]
+        return written if any(message["content"].strip() for message in written[2:]) else written[:2]
+
+    @property
+    def tokens(self) -> list[chat.Token]:
+        """The chat in the chosen template."""
+        return chat.chat_tokens(
+            self._tokenizers[self.controls["form"].value], self.messages, self.controls["loss"].value
+        )
+
+    def _ipython_display_(self) -> None:
+        messages = [{"role": role, "content": text} for role, _, text in self.TURNS]
+        static = chat.chat_tokens(self._tokenizers["own"], messages)
+        display({"text/html": chat.chat_html(static), "text/plain": chat.chat_text(static)}, raw=True)
+        display(self.box)
+
+    def _show(self, change=None) -> None:
+        self.output.value = chat.chat_html(self.tokens)
+
+
+def chat_template(tokenizer) -> ChatTemplate:
+    """A chat to write, its template token by token, and what the loss covers."""
+    return ChatTemplate(tokenizer)
+
+
 EXPLORERS = {
     explorer.__name__: explorer
     for explorer in (
@@ -265,6 +331,12 @@ def _named(description: str, tooltip: str) -> dict[str, Any]:
         "style": {"description_width": "8em"},
         "layout": widgets.Layout(width="32em", max_width="100%"),
     }
+
+
+def _labelled(description: str) -> dict[str, Any]:
+    """Keywords of a field and of a list to choose from."""
+    layout = widgets.Layout(width="44em", max_width="100%")
+    return {"description": description, "style": {"description_width": "8em"}, "layout": layout}
 
 
 def _slider(description: str, value: float, low: float, high: float, step: float, tooltip: str, readout: str = ".1f"):

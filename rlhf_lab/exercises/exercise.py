@@ -20,6 +20,7 @@ LESSONS = {
     2: "Bradley-Terry",
     3: "PPO, clipped",
     4: "DPO, derived",
+    5: "SFT a Llama",
     7: "PPO on a Llama",
 }
 

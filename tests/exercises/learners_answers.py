@@ -728,6 +728,189 @@ wrong("ipo_margin")(1.0)
 wrong("unseen_reply")("nothing")
 
 
+# --- lesson 05 ----------------------------------------------------------------------------------------------------
+
+
+@right("lora_forward")
+def _(x, weight, lora_A, lora_B, alpha):  # noqa: N803
+    frozen, r = weight.detach(), lora_A.shape[0]
+    return x @ (frozen + (alpha / r) * lora_B @ lora_A).T
+
+
+@right("lora_forward")
+def _(x, weight, lora_A, lora_B, alpha):  # noqa: N803
+    scale = alpha / lora_B.size(1)
+    down = torch.einsum("...i,ri->...r", x, lora_A)
+    return torch.einsum("...i,oi->...o", x, weight.detach()) + scale * torch.einsum("...r,or->...o", down, lora_B)
+
+
+@wrong("lora_forward", "alpha not divided by r")
+def _(x, weight, lora_A, lora_B, alpha):  # noqa: N803
+    return x @ weight.detach().T + alpha * ((x @ lora_A.T) @ lora_B.T)
+
+
+@wrong("lora_forward", "missing detach")
+def _(x, weight, lora_A, lora_B, alpha):  # noqa: N803
+    return x @ weight.T + alpha / lora_A.shape[0] * ((x @ lora_A.T) @ lora_B.T)
+
+
+@wrong("lora_forward")  # peft's dropout, which has no place in a layer at rest
+def _(x, weight, lora_A, lora_B, alpha):  # noqa: N803
+    return x @ weight.detach().T + alpha / len(lora_A) * (F.dropout(x, 0.1) @ lora_A.T) @ lora_B.T
+
+
+@right("lora_merge")
+def _(weight, lora_A, lora_B, alpha):  # noqa: N803
+    merged = weight.clone()
+    r = lora_A.shape[0]
+    for k in range(r):
+        merged += alpha / r * torch.outer(lora_B[:, k], lora_A[k])
+    return merged
+
+
+@wrong("lora_merge", "no scale")
+def _(weight, lora_A, lora_B, alpha):  # noqa: N803
+    return torch.addmm(weight, lora_B, lora_A)
+
+
+@wrong("lora_merge")
+def _(weight, lora_A, lora_B, alpha):  # noqa: N803
+    return weight * (1 + alpha / len(lora_A) * lora_B @ lora_A)
+
+
+@right("lora_parameter_count")
+def _(shapes, r):
+    total = 0
+    for out_features, in_features in shapes:
+        total += torch.empty(r, in_features).numel() + torch.empty(out_features, r).numel()
+    return total
+
+
+@wrong("lora_parameter_count", "A alone")
+def _(shapes, r):
+    return sum(r * shape[1] for shape in shapes)
+
+
+@wrong("lora_parameter_count")  # as rows of a table: one r for each matrix
+def _(shapes, r):
+    return sum(a + b + r for a, b in shapes)
+
+
+wrong("rank_without_alpha", "turned round")(8)
+wrong("rank_without_alpha")(4)
+wrong("bits_in_nf4", "without double quantisation")(4.5)
+wrong("bits_in_nf4")(8.127)
+
+
+@right("completion_labels")
+def _(input_ids, attention_mask, prompt_lengths, pad_id):
+    labels = torch.full_like(input_ids, -100)
+    for row, start in enumerate(prompt_lengths.tolist()):
+        end = int(attention_mask[row].sum())
+        labels[row, start:end] = input_ids[row, start:end]
+    return labels
+
+
+@wrong("completion_labels", "the EOS masked with the padding")
+def _(input_ids, attention_mask, prompt_lengths, pad_id):
+    labels = input_ids.clone()
+    labels[labels == pad_id] = -100
+    for row, start in enumerate(prompt_lengths):
+        labels[row, :start] = -100
+    return labels
+
+
+@wrong("completion_labels", "the prompt trained on")
+def _(input_ids, attention_mask, prompt_lengths, pad_id):
+    return torch.where(attention_mask == 1, input_ids, -100)
+
+
+@wrong("completion_labels")  # the reply masked, the prompt kept
+def _(input_ids, attention_mask, prompt_lengths, pad_id):
+    places = torch.arange(input_ids.shape[1])
+    return input_ids.masked_fill((places >= prompt_lengths[:, None]) | (attention_mask == 0), -100)
+
+
+@right("assistant_labels")
+def _(input_ids, header, eos_id):
+    labels, t = [-100] * len(input_ids), len(header)
+    while t < len(input_ids):
+        if input_ids[t - len(header) : t] == header:
+            end = input_ids.index(eos_id, t)
+            labels[t : end + 1] = input_ids[t : end + 1]
+            t = end
+        t += 1
+    return labels
+
+
+@wrong("assistant_labels", "the end of the reply left out")
+def _(input_ids, header, eos_id):
+    labels, t = [-100] * len(input_ids), len(header)
+    while t < len(input_ids):
+        if input_ids[t - len(header) : t] == header:
+            end = input_ids.index(eos_id, t)
+            labels[t:end] = input_ids[t:end]
+            t = end
+        t += 1
+    return labels
+
+
+@wrong("assistant_labels")  # the last token of the header alone, found anywhere
+def _(input_ids, header, eos_id):
+    labels, keep = [-100] * len(input_ids), False
+    for t, token in enumerate(input_ids):
+        if keep:
+            labels[t] = token
+        keep = (keep or token == header[-1]) and token != eos_id
+    return labels
+
+
+@right("sft_loss")
+def _(logits, labels):
+    logps = logits[:, :-1].log_softmax(-1)
+    total, count = 0, 0
+    for row in range(labels.shape[0]):
+        for t in range(1, labels.shape[1]):
+            if labels[row, t] != -100:
+                total, count = total - logps[row, t - 1, labels[row, t]], count + 1
+    return total / count
+
+
+@right("sft_loss")
+def _(logits, labels):
+    return F.cross_entropy(logits[:, :-1].transpose(1, 2), labels[:, 1:])
+
+
+@wrong("sft_loss", "no shift")
+def _(logits, labels):
+    return F.cross_entropy(logits.transpose(1, 2), labels)
+
+
+@wrong("sft_loss")
+def _(logits, labels):
+    keep = labels[:, 1:] != -100
+    return -logits[:, :-1].gather(-1, labels[:, 1:].clamp(min=0)[..., None]).squeeze(-1)[keep].mean()
+
+
+@right("perplexity")
+def _(logps, mask):
+    return float(np.exp(-logps.numpy()[mask.numpy() == 1].mean()))
+
+
+@wrong("perplexity", "the mean of perplexities")
+def _(logps, mask):
+    return np.mean([math.exp(-row[keep == 1].mean()) for row, keep in zip(logps, mask, strict=True)])
+
+
+@wrong("perplexity")
+def _(logps, mask):
+    return torch.exp(-logps[mask == 1].median())
+
+
+wrong("pad_is_eos", "harmless")("stops")
+wrong("pad_is_eos")("masked")
+
+
 # --- lesson 07 ----------------------------------------------------------------------------------------------------
 
 

@@ -98,11 +98,14 @@ def test_values_by_hand():
     answers = {name: EXERCISES[name].reference() for name in VALUES}
     assert answers["elo_points_per_reward"] == pytest.approx(400 / math.log(10)) == pytest.approx(173.7178, abs=1e-4)
     assert answers["cycle"] == 0.5  # three items with equal records
+    assert answers["rank_without_alpha"] == 0.125  # 32 / 128 over 32 / 16
+    assert answers["bits_in_nf4"] == pytest.approx(4.127, abs=5e-4)  # QLoRA, section 3: 0.127 bits for the constants
     assert answers["ipo_margin"] == pytest.approx(2.5, abs=1e-12)  # 1 / (2 * 0.2)
     assert answers["clip_gradients"] == [[-0.5, -1.0, 0.0], [0.0, 1.0, 1.5]]  # row E4 of the errata
     words = {"what_a_label_says": "which", "what_the_clip_does": "gradient", "what_beta_does": "closer"}
     words |= {"what_target_kl_watches": "sampler"}
     assert words.items() <= answers.items() and answers["unseen_reply"] == "anything"
+    assert answers["pad_is_eos"] == "goes_on"
 
 
 def test_rounded_values_and_other_number_types_are_taken():
@@ -129,7 +132,7 @@ def test_dpo_loss_reference_is_log_2_where_policy_and_reference_agree_and_the_un
 
 def test_the_course_has_its_exercises_with_their_place_in_the_article():
     assert len(EXERCISES) >= 24
-    assert [len(names(lesson)) for lesson in LESSONS] == [1, 5, 8, 10, 9, 8]
+    assert [len(names(lesson)) for lesson in LESSONS] == [1, 5, 8, 10, 9, 10, 8]
     assert names() == list(EXERCISES)
     for exercise in EXERCISES.values():
         assert 1 <= exercise.difficulty <= 5 and 1 <= exercise.importance <= 5 and exercise.minutes > 0
@@ -163,6 +166,7 @@ def test_references_are_the_packages_own_functions_where_it_has_them():
         "probability_ratio",
         "reply_log_ratio",
         "dpo_gradient_weight",
+        "sft_loss",
         "mean_reply_kl",  # what the engine computes in passing
         "scored_rewards",
         "whitened_advantages",
