@@ -537,6 +537,15 @@ def _four_words(answer: object) -> tuple[str, ...]:
     return found
 
 
+def _faults_of_the_four() -> list[str]:
+    return [
+        "padding",
+        "value",
+        "sampling",
+        "end",
+    ]  # as the lesson shows the third seed of data/records/ppo_failures.json
+
+
 diagnose_four_runs = value_exercise(
     name="diagnose_four_runs",
     question="Which fault has each of the runs P, Q, R, S above? A list of four words in that order, each one of: "
@@ -551,7 +560,7 @@ diagnose_four_runs = value_exercise(
     errata=("E20",),
     maths="P: replies end, yet each counts as the longest of its batch. Q: all in order but a value loss that does not "
     "fall. R: KL below 0 for good, at ordinary lengths. S: no reply ends, the length stands at the limit",
-    reference=lambda: ["padding", "value", "sampling", "end"],
+    reference=_faults_of_the_four,
     canonical=_four_words,
     hints=(
         "Begin with length and with the replies that ended: two of the four are told by these two panels.",
