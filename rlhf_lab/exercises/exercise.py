@@ -22,6 +22,7 @@ LESSONS = {
     4: "DPO, derived",
     5: "SFT a Llama",
     6: "A reward model",
+    7: "PPO on a Llama",
     8: "DPO on a Llama",
 }
 

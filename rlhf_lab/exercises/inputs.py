@@ -14,3 +14,8 @@ def tensor(*values: float | list) -> Tensor:
 def normal(seed: int, *shape: int) -> Tensor:
     """Standard normal numbers, the same for the same seed."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def in_padding(x: Tensor, mask: Tensor, junk: float) -> Tensor:
+    """x, with a number at the padding that shows when it is read."""
+    return torch.where(mask.bool(), x, torch.full_like(x, junk))

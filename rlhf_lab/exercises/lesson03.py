@@ -13,13 +13,7 @@ from torch import Tensor
 
 from rlhf_lab import losses, returns
 from rlhf_lab.exercises.exercise import Mistake, function_exercise, value_exercise
-from rlhf_lab.exercises.inputs import normal, tensor
-
-
-def _in_padding(x: Tensor, mask: Tensor, junk: float) -> Tensor:
-    """x, with a number at the padding that shows when it is read."""
-    return torch.where(mask.bool(), x, torch.full_like(x, junk))
-
+from rlhf_lab.exercises.inputs import in_padding, normal, tensor
 
 MASK = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1], [1, 0, 0, 0]])
 
@@ -226,7 +220,7 @@ what_the_clip_does = value_exercise(
         (tensor([2.0, 4.0, 9.0]), torch.tensor([[1, 1, 0]])),
         (tensor([1.0, 5.0], [2.0, 7.0]), torch.tensor([[1, 1], [1, 0]])),
         (tensor([0.5, -1.0, math.nan]), torch.tensor([[1, 1, 0]])),
-        (_in_padding(normal(0, 3, 4), MASK, 30.0), MASK),
+        (in_padding(normal(0, 3, 4), MASK, 30.0), MASK),
     ],
     differentiable=("x",),
     hints=(
@@ -288,7 +282,7 @@ def _whiten(x: Tensor, mask: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
     cases=lambda: [
         (tensor([1.0, 4.0]), torch.tensor([[1, 1]])),
         (tensor([1.0, 4.0, 7.0, 50.0]), torch.tensor([[1, 1, 1, 0]])),
-        (_in_padding(2 + 3 * normal(1, 3, 4), MASK, 30.0), MASK),
+        (in_padding(2 + 3 * normal(1, 3, 4), MASK, 30.0), MASK),
     ],
     hints=(
         "Mean and standard deviation first, both over x[mask.bool()].",
@@ -339,7 +333,7 @@ def whiten(x, mask):
 
 
 def _gae_cases() -> list[tuple]:
-    rewards, values = _in_padding(normal(14, 3, 4), MASK, 8.0), _in_padding(normal(15, 3, 4), MASK, -6.0)
+    rewards, values = in_padding(normal(14, 3, 4), MASK, 8.0), in_padding(normal(15, 3, 4), MASK, -6.0)
     ones = torch.ones(1, 3)
     return [
         (tensor([0.0, 1.0]), tensor([0.5, 0.25]), torch.ones(1, 2), 1.0, 0.5),
@@ -463,7 +457,7 @@ def _value_cases() -> list[tuple]:
         return tensor([value]), tensor([old]), tensor([target]), torch.ones(1, 1), 0.2
 
     values, old, targets = (
-        _in_padding(0.6 * normal(seed, 3, 4), MASK, junk) for seed, junk in ((7, 5.0), (8, -5.0), (9, 0))
+        in_padding(0.6 * normal(seed, 3, 4), MASK, junk) for seed, junk in ((7, 5.0), (8, -5.0), (9, 0))
     )
     return [one(1.0, 0.0, 2.0), one(0.1, 0.0, 1.0), one(-1.0, 0.0, 2.0), (values, old, targets, MASK, 0.2)]
 
@@ -614,7 +608,7 @@ def kl_estimate(logps, ref_logps, kind):
 
 def _kl_reward_cases() -> list[tuple]:
     logps, ref = -normal(12, 3, 4).abs(), -normal(13, 3, 4).abs()
-    batch = (_in_padding(logps, MASK, -9.0), _in_padding(ref, MASK, -1.0), MASK)
+    batch = (in_padding(logps, MASK, -9.0), in_padding(ref, MASK, -1.0), MASK)
     return [
         (tensor(2.0), tensor([-1.0]), tensor([-3.0]), torch.tensor([[1]]), 0.1),
         (tensor(1.0), tensor([-1.0, -0.5]), tensor([-1.5, -0.2]), torch.tensor([[1, 1]]), 0.1),
@@ -734,7 +728,7 @@ def _ppo_cases() -> list[tuple]:
 
     old, advantages = -1.5 + 0.3 * normal(4, 3, 4), 2 * normal(5, 3, 4)
     logps = old + 0.4 * normal(6, 3, 4)
-    batch = (_in_padding(logps, MASK, -0.5), _in_padding(old, MASK, -1.0), _in_padding(advantages, MASK, 7.0), MASK)
+    batch = (in_padding(logps, MASK, -0.5), in_padding(old, MASK, -1.0), in_padding(advantages, MASK, 7.0), MASK)
     return [one(1.5, 1.0), one(0.5, -1.0), one(0.5, 1.0), one(1.5, -1.0), one(1.1, 2.0), (*batch, 0.2), (*batch, 0.05)]
 
 

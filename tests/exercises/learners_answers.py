@@ -1195,3 +1195,156 @@ wrong("margins_at_optimum")([2.1972, 0.4394])
 wrong("which_run_displaces")("f")
 wrong("stuck_at_log_two")("dropout")
 wrong("two_sevens")(16.0)
+
+
+# --- lesson 07 ----------------------------------------------------------------------------------------------------
+
+
+@right("reply_mask")
+def _(responses, stop_id):
+    mask, ended = torch.zeros_like(responses, dtype=torch.bool), []
+    for row, tokens in enumerate(responses.tolist()):
+        ended.append(stop_id in tokens)
+        length = tokens.index(stop_id) + 1 if stop_id in tokens else len(tokens)
+        mask[row, :length] = True
+    return mask, torch.tensor(ended)
+
+
+@wrong("reply_mask", "the end left out")
+def _(responses, stop_id):
+    mask = torch.ones_like(responses)
+    for row, tokens in enumerate(responses.tolist()):
+        if stop_id in tokens:
+            mask[row, tokens.index(stop_id) :] = 0
+    return mask, (responses == stop_id).sum(1) > 0
+
+
+@wrong("reply_mask")
+def _(responses, stop_id):
+    return responses != 0, (responses == stop_id).any(1)
+
+
+@right("mean_reply_kl")
+def _(logps, ref_logps, mask):
+    totals = [(logps[i][mask[i] == 1] - ref_logps[i][mask[i] == 1]).sum() for i in range(len(logps))]
+    return sum(totals) / len(totals)
+
+
+@wrong("mean_reply_kl", "reference minus policy")
+def _(logps, ref_logps, mask):
+    return torch.where(mask == 1, ref_logps - logps, 0.0).sum() / len(mask)
+
+
+@wrong("mean_reply_kl")  # the article's
+def _(logps, ref_logps, mask):
+    return torch.nn.functional.kl_div(logps, ref_logps)
+
+
+@right("scored_rewards")
+def _(scores, ended, logps, ref_logps, mask, kl_coef, missing_eos_penalty):
+    rewards = kl_coef * (ref_logps - logps)
+    rewards[mask == 0] = 0
+    rewards[:, -1] += torch.where(ended, scores, scores - missing_eos_penalty)
+    return rewards
+
+
+@wrong("scored_rewards", "the penalty on those that ended")
+def _(scores, ended, logps, ref_logps, mask, kl_coef, missing_eos_penalty):
+    rewards = kl_coef * (ref_logps - logps) * mask
+    rewards[:, -1] += scores - missing_eos_penalty * ended
+    return rewards
+
+
+@wrong("scored_rewards")
+def _(scores, ended, logps, ref_logps, mask, kl_coef, missing_eos_penalty):
+    return scores - missing_eos_penalty * (~ended) - kl_coef * ((logps - ref_logps) * mask).sum(1)
+
+
+@right("whitened_advantages")
+def _(rewards, values, mask):
+    mask = mask == 1
+    rewards = torch.where(mask, rewards, 0.0)
+    a = (rewards.flip(1).cumsum(1).flip(1) - values).detach()
+    real = a[mask]
+    return torch.where(mask, (a - real.mean()) / real.std(), 0.0)
+
+
+@wrong("whitened_advantages", "padding counted")
+@torch.no_grad()
+def _(rewards, values, mask):
+    a = ((rewards * mask).flip(1).cumsum(1).flip(1) - values) * mask
+    return (a - a.mean()) / a.std() * mask
+
+
+@wrong("whitened_advantages")
+@torch.no_grad()
+def _(rewards, values, mask):
+    a = (rewards * mask).sum(1, keepdim=True) - values
+    real = a[mask == 1]
+    return (a - real.mean()) / real.std() * mask
+
+
+@right("clip_fraction")
+def _(logps, old_logps, advantages, mask, clip_range):
+    count = total = 0
+    for new, old, a, m in zip(logps.view(-1), old_logps.view(-1), advantages.view(-1), mask.view(-1), strict=True):
+        if m:
+            ratio = math.exp(new - old)
+            count += (a > 0 and ratio > 1 + clip_range) or (a < 0 and ratio < 1 - clip_range)
+            total += 1
+    return count / total
+
+
+@wrong("clip_fraction", "either side, whatever the advantage")
+def _(logps, old_logps, advantages, mask, clip_range):
+    ratio = (logps - old_logps).exp()
+    outside = (ratio < 1 - clip_range) | (ratio > 1 + clip_range)
+    return (outside * mask).sum() / mask.sum()
+
+
+@wrong("clip_fraction")
+def _(logps, old_logps, advantages, mask, clip_range):
+    ratio = (logps - old_logps).exp()
+    inside = (ratio - ratio.clamp(1 - clip_range, 1 + clip_range)).abs() == 0
+    return (inside * mask).sum() / mask.sum()
+
+
+wrong("what_target_kl_watches", "the reference in place of the old policy")("Reference")
+wrong("what_target_kl_watches")("clip")
+
+
+wrong("diagnose_four_runs", "a KL that is paid for blamed")(("padding", "no KL", "Sampling", "end"))
+wrong("diagnose_four_runs")(["padding", "value", "sampling"])
+
+
+@right("ppo_minibatch_loss")
+def _(
+    logits, values, tokens, old_logps, old_values, advantages, returns, mask, temperature, cliprange, clip_v, vf_coef
+):
+    logps = -F.cross_entropy(logits.flatten(0, 1) / temperature, tokens.flatten(), reduction="none").view_as(values)
+    m = mask == 1
+    ratio, a, v, v_old, r = (logps - old_logps)[m].exp(), advantages[m], values[m], old_values[m], returns[m]
+    policy = -torch.minimum(ratio * a, ratio.clamp(1 - cliprange, 1 + cliprange) * a).mean()
+    near = v_old + (v - v_old).clamp(-clip_v, clip_v)
+    return policy + vf_coef * 0.5 * torch.maximum((v - r) ** 2, (near - r) ** 2).mean()
+
+
+@wrong("ppo_minibatch_loss", "the temperature forgotten")
+def _(
+    logits, values, tokens, old_logps, old_values, advantages, returns, mask, temperature, cliprange, clip_v, vf_coef
+):
+    logps = logits.log_softmax(-1).gather(-1, tokens[..., None]).squeeze(-1)
+    m = mask == 1
+    ratio, a, v, v_old, r = (logps - old_logps)[m].exp(), advantages[m], values[m], old_values[m], returns[m]
+    policy = -torch.minimum(ratio * a, ratio.clamp(1 - cliprange, 1 + cliprange) * a).mean()
+    near = v_old + (v - v_old).clamp(-clip_v, clip_v)
+    return policy + vf_coef * 0.5 * torch.maximum((v - r) ** 2, (near - r) ** 2).mean()
+
+
+@wrong("ppo_minibatch_loss")  # the article's ppo_loss, and no critic
+def _(
+    logits, values, tokens, old_logps, old_values, advantages, returns, mask, temperature, cliprange, clip_v, vf_coef
+):
+    logps = logits.log_softmax(-1).gather(-1, tokens[..., None]).squeeze(-1)
+    ratios = torch.exp(logps - old_logps)
+    return -torch.min(ratios * advantages, torch.clamp(ratios, 1 - cliprange, 1 + cliprange) * advantages).mean()
