@@ -1,0 +1,86 @@
+"""Predicted memory against autograd's own count, published sizes, and what was and is measured."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from rlhf_lab import memory
+from rlhf_lab.memory import SHAPES, STAGES, LlamaShape, activations, predicted_memory
+from rlhf_lab.profiles import ALL_LINEAR, ATTENTION, DATA_DIR, PROFILES, get_profile
+
+SMALL = LlamaShape(
+    vocab_size=100, hidden_size=64, intermediate_size=160, num_hidden_layers=3, num_attention_heads=4,
+    num_key_value_heads=2, head_dim=16, tie_word_embeddings=True,
+)  # fmt: skip
+
+
+def kept_for_backward(shape, targets, r, rows, length, padded, autocast, checkpointing):
+    """Bytes that autograd keeps for the backward pass of a Llama's body, weights left out: each storage once."""
+    names = [name for name in shape.__dataclass_fields__ if name != "stored_bytes"]
+    model = LlamaForCausalLM(LlamaConfig(**{name: getattr(shape, name) for name in names}))
+    model = get_peft_model(model, LoraConfig(r=r, target_modules=list(targets))).train()
+    if autocast:
+        # Adapters too: on plain matrices PEFT would give each its own copy of the states. On 4-bit ones it does not.
+        model.bfloat16()
+    model.enable_input_require_grads()
+    if checkpointing:
+        model.activation_checkpointing_enable()
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = (storage.nbytes(), storage)  # held, so that no address comes twice
+        return tensor
+
+    mask = torch.ones(rows, length, dtype=torch.long)
+    mask[0, -3:] = 0 if padded else 1
+    ids = torch.zeros(rows, length, dtype=torch.long)
+    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+    with hooks, torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        states = model.get_base_model().model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+    assert states.requires_grad
+    return sum(size for size, _ in kept.values())
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "mixed"])
+def test_with_checkpointing_a_layer_keeps_its_input_alone(autocast):
+    counted = kept_for_backward(SMALL, ALL_LINEAR, 4, 3, 32, True, autocast, checkpointing=True)
+    width = 2 if autocast else 4
+    one_layer = 96 * memory.layer_activations(SMALL, 32, ALL_LINEAR, 4, width)
+    said = activations(SMALL, 96, 32, ALL_LINEAR, 4, width, checkpointing=True)
+    assert said - one_layer == pytest.approx(counted, rel=0.1)  # what is kept between layers: positions, the mask
+
+
+@pytest.mark.parametrize("padded", [True, False])
+@pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "mixed"])
+@pytest.mark.parametrize("targets", [ALL_LINEAR, ATTENTION, ("q_proj", "v_proj")], ids=["all", "attention", "article"])
+def test_activations_are_what_autograd_keeps(targets, autocast, padded):
+    counted = kept_for_backward(SMALL, targets, 4, 3, 32, padded, autocast, checkpointing=False)
+    said = activations(SMALL, 96, 32, targets, 4, 2 if autocast else 4, padded=padded)
+    assert said == pytest.approx(counted, rel=0.02)
+
+
+def test_parameters_are_the_published_ones():
+    published = {"smol": 134_515_008, "llama-1b": 1_235_814_400, "llama-2-7b": 6_738_415_616, "llama-8b": 8_030_261_248}
+    assert {name: SHAPES[name].parameters() for name in published} == published
+
+
+def test_a_shape_is_read_from_a_folder():
+    tiny = LlamaShape.of(DATA_DIR / "tiny-llama")
+    assert tiny.parameters() == 2_508_864 and tiny.head_dim == 32 and tiny.stored_bytes == 2
+
+
+def test_lora_parameters_by_hand():
+    """Llama 2 7B, r = 8, queries and values: 32 layers x 2 matrices x 8 x (4096 + 4096), which LoRA users know as 4.2M."""
+    assert SHAPES["llama-2-7b"].lora(("q_proj", "v_proj"), 8) == 4_194_304
+
+
+def test_nf4_takes_what_the_paper_says():
+    """QLoRA, section 3: double quantisation brings the constants from 0.5 to 0.127 bits a parameter."""
+    assert memory.NF4_BYTES * 8 == pytest.approx(4.127, abs=1e-3)
