@@ -1,16 +1,13 @@
 """Predicted memory against autograd's own count, published sizes, and what was and is measured."""
 
-import json
-from dataclasses import replace
-
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlhf_lab import memory
-from rlhf_lab.memory import SHAPES, STAGES, LlamaShape, activations, predicted_memory
-from rlhf_lab.profiles import ALL_LINEAR, ATTENTION, DATA_DIR, PROFILES, get_profile
+from rlhf_lab.memory import SHAPES, LlamaShape, activations
+from rlhf_lab.profiles import ALL_LINEAR, ATTENTION, DATA_DIR
 
 SMALL = LlamaShape(
     vocab_size=100, hidden_size=64, intermediate_size=160, num_hidden_layers=3, num_attention_heads=4,
@@ -77,10 +74,10 @@ def test_a_shape_is_read_from_a_folder():
 
 
 def test_lora_parameters_by_hand():
-    """Llama 2 7B, r = 8, queries and values: 32 layers x 2 matrices x 8 x (4096 + 4096), which LoRA users know as 4.2M."""
+    """Llama 2 7B, r = 8, queries and values: 32 layers x 2 matrices x 8 x (4096 + 4096)."""
     assert SHAPES["llama-2-7b"].lora(("q_proj", "v_proj"), 8) == 4_194_304
 
 
 def test_nf4_takes_what_the_paper_says():
     """QLoRA, section 3: double quantisation brings the constants from 0.5 to 0.127 bits a parameter."""
-    assert memory.NF4_BYTES * 8 == pytest.approx(4.127, abs=1e-3)
+    assert pytest.approx(4.127, abs=1e-3) == memory.NF4_BYTES * 8
