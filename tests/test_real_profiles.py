@@ -29,6 +29,8 @@ from rlhf_lab.profiles import ALL_LINEAR, get_profile
 from rlhf_lab.shrunk import llama_config, on_cpu, shrunk_model
 from rlhf_lab.stages import dpo, ppo, reward, sft
 
+# TRL 1.16 with transformers 5.23.
+pytestmark = pytest.mark.filterwarnings("ignore:.gradient_checkpointing_(en|dis)able. is deprecated:FutureWarning")
 NAMES = ("llama-1b", "llama-2-7b", "llama-8b")
 FEW = {
     "max_steps": 2, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "logging_steps": 1,
