@@ -23,7 +23,7 @@ from pathlib import Path
 from rlhf_lab.files import write_at_once
 from rlhf_lab.memory import STAGES, LlamaShape, predicted_memory
 from rlhf_lab.profiles import get_profile
-from rlhf_lab.shrunk import on_cpu, shrunk_model
+from rlhf_lab.shrunk import keep_weights_in_place, on_cpu, shrunk_model
 from rlhf_lab.stages.common import library_versions
 
 RECORD = Path(__file__).resolve().parent.parent / "data" / "records" / "memory.json"
@@ -79,6 +79,7 @@ def measure(case: str, work: Path) -> dict:
         from rlhf_lab.ppo import PPOTrainer  # noqa: F401
 
         return {"measured_mb": peak_mb()}
+    keep_weights_in_place()
     name, stage = case.split("/")[:2]
     checkpointing = case.endswith("checkpointed")
     model = model_of(name, work)
@@ -89,10 +90,10 @@ def measure(case: str, work: Path) -> dict:
     sizes = {"max_length": 2 * LENGTH, "response_length": REPLY}
     profile = get_profile(name) if name == "smol" else on_cpu(name, model)
     profile = dataclasses.replace(profile, **sizes)
-    settings = {"gradient_checkpointing": checkpointing, "logging_steps": 1, "max_steps": 1}
+    settings = {"gradient_checkpointing": checkpointing, "logging_steps": 1, "max_steps": 2}
     inputs = {"model": model}
     if stage == "ppo":
-        settings |= {"max_steps": -1, "total_episodes": 16, "gradient_accumulation_steps": 2, "num_ppo_epochs": 1}
+        settings |= {"max_steps": -1, "total_episodes": 16, "gradient_accumulation_steps": 2, "num_ppo_epochs": 2}
         inputs["reward"] = str(work / name / "reward")
         made += REPLY
     else:

@@ -21,6 +21,8 @@ What is counted, and where the numbers come from
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,8 +37,11 @@ FP32 = 4
 STAGES = ("sft", "reward", "ppo", "dpo")
 # trl.kernels.chunked_logprob (1.16): logits exist for so many tokens and words at once.
 TILE_TOKENS, TILE_WORDS = 4096, 32768
-CPU_LIBRARIES_MB = 760.0
+CPU_TILES = 9.25  # ... in fp32; without Triton its backward holds 9 such tiles and a mask of booleans
+CPU_LIBRARIES_MB = 545.0  # "libraries" in data/records/memory.json
 GPU_LIBRARIES_MB = 700.0
+M_MMAP_THRESHOLD, ONE_MB = -3, 2**20  # of glibc's malloc.h
+WIDE = 512  # hidden size from which tensors are large enough to be worth a call of the kernel
 
 
 @dataclass(frozen=True)
@@ -217,6 +222,18 @@ def merging_memory(profile: Profile, shape: LlamaShape | None = None) -> float:
     return (shape or shape_of(profile)).parameters() * BYTES[profile.dtype] / MB
 
 
+def return_freed_memory(hidden_size: int) -> None:
+    """On Linux: tensors above 1 MB straight from the system, and back to it when freed.
+
+    glibc raises that bound by itself, to 32 MB, and what a step frees then stays in its heap, with holes that nothing
+    fits. SmolLM2's SFT step of 8 x 160 tokens peaks at 5.6 GB so, at 4.3 GB with the bound held; activations are 1.7 GB
+    of either. Narrow models are left alone: their tensors are small, and a call is not free.
+    """
+    if hidden_size >= WIDE:
+        with contextlib.suppress(OSError, AttributeError):  # another system, another C library
+            ctypes.CDLL("libc.so.6").mallopt(M_MMAP_THRESHOLD, ONE_MB)
+
+
 class _Plan:
     """One stage's sizes, and what follows from them, in bytes."""
 
@@ -248,7 +265,7 @@ class _Plan:
         trained, frozen = self.adapters()
         held_to_train = held | {"adapters": FP32 * (trained + frozen)}
         stepping = held_to_train | {"gradients": FP32 * trained, "optimizer": 2 * FP32 * trained}
-        phases = {"load": held | self.loading(), "train": stepping | self.training()}
+        phases = {"load": held | self.loading()} | {name: stepping | now for name, now in self.training().items()}
         if self.stage == "ppo":
             phases["sample"], phases["score"] = stepping | self.sampling(), stepping | self.scoring()
         if self.stage == "sft" and self.profile.quantisation and not self.gpu:
@@ -266,10 +283,11 @@ class _Plan:
         return one + judge, judge
 
     def loading(self) -> dict[str, float]:
-        """The file, which is mapped into a process's memory, and the largest tensor on its way to its dtype."""
-        largest = max(self.largest_matrix(), self.shape.embedding)
-        mapped = 0 if self.gpu else self.shape.parameters() * self.shape.stored_bytes
-        return {"file": mapped, "at work": largest * self.width}
+        """The file, mapped into a process's memory unless its pages are the weights; a matrix still to be quantised."""
+        quantised = self.profile.quantisation is not None
+        as_kept = not quantised and self.shape.stored_bytes == self.width
+        mapped = 0 if self.gpu or as_kept else self.shape.parameters() * self.shape.stored_bytes
+        return {"file": mapped, "at work": self.largest_matrix() * self.width if quantised else 0}
 
     def largest_matrix(self) -> int:
         return max(n * m for n, m in self.shape.matrices.values())
@@ -278,13 +296,12 @@ class _Plan:
         """Rows in one forward pass: a pair is two."""
         return self.batch * (2 if self.stage in ("reward", "dpo") else 1)
 
-    def training(self) -> dict[str, float]:
-        tokens = self.rows() * self.length
-        padded = self.rows() > 1
-        kept = activations(
-            self.shape, tokens, self.length, self.targets, self.r, self.width, self.checkpointing, padded
-        )
-        return {"activations": kept, "at work": self.at_work(tokens), "logits": self.logits(tokens)}
+    def training(self) -> dict[str, dict[str, float]]:
+        """Two moments at which all activations are there: the loss, and the backward pass of the last layer."""
+        tokens, padded = self.rows() * self.length, self.rows() > 1
+        how = (self.targets, self.r, self.width, self.checkpointing, padded)
+        kept = {"activations": activations(self.shape, tokens, self.length, *how)}
+        return {"loss": kept | {"logits": self.logits(tokens)}, "backward": kept | {"at work": self.at_work(tokens)}}
 
     def at_work(self, tokens: int) -> float:
         """Gradients of a layer's widest states, with what its MLP adds; a 4-bit matrix while it is unpacked."""
@@ -298,7 +315,7 @@ class _Plan:
             # The logits, their quotient by the temperature, and the gradient of each.
             return self.rows() * (self.reply + 1) * self.shape.vocab_size * self.width * 4
         tile = min(tokens, TILE_TOKENS) * min(self.shape.vocab_size, TILE_WORDS) * FP32
-        return tile if self.gpu else 3 * tile  # without Triton: exponentials, and the terms of the entropy
+        return tile if self.gpu else CPU_TILES * tile
 
     def sampling(self) -> dict[str, float]:
         """Keys and values of every token so far, a layer at a time copied to grow; the last token's logits."""

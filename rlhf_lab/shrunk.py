@@ -64,6 +64,17 @@ def shrunk_model(name: str, folder: Path, layers: int = 1, vocab_size: int | Non
     return Path(folder)
 
 
+def keep_weights_in_place() -> None:
+    """Stop bitsandbytes (0.50) from repacking 4-bit weights for inference, in this process, before they are loaded.
+
+    On a CPU with bfloat16 in hardware it does so at the first pass in eval mode, and no gradient passes through what
+    was repacked: whoever samples and then trains, as PPO does, trains by wrong gradients. A GPU's weights stay.
+    """
+    import bitsandbytes.nn.modules as modules
+
+    modules.has_avx512bf16 = lambda: False
+
+
 def on_cpu(name: str, model: str | Path, **changes) -> Profile:
     """The profile of that name for a shrunk model on a CPU: its quantisation and LoRA, computing in float32.
 

@@ -26,7 +26,7 @@ from rlhf_lab.models import (
 )
 from rlhf_lab.pipeline import HELPDESK
 from rlhf_lab.profiles import ALL_LINEAR, get_profile
-from rlhf_lab.shrunk import llama_config, on_cpu, shrunk_model
+from rlhf_lab.shrunk import keep_weights_in_place, llama_config, on_cpu, shrunk_model
 from rlhf_lab.stages import dpo, ppo, reward, sft
 
 # TRL 1.16 with transformers 5.23.
@@ -42,6 +42,15 @@ FEW_EPISODES = {
 }  # fmt: skip
 PROMPTS = [[{"role": "user", "content": "Hey, my kettle broke."}]] * 2
 REPLIES = ["I have refunded the kettle.", "Take care."]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _weights_in_place():
+    """bitsandbytes' repacking of 4-bit weights on some CPUs cuts their gradients: see the last test."""
+    before = bnb.nn.modules.has_avx512bf16
+    keep_weights_in_place()
+    yield
+    bnb.nn.modules.has_avx512bf16 = before
 
 
 def an_eighth(name):
@@ -259,3 +268,14 @@ def test_one_layer_of_the_true_width_quantises_trains_and_is_saved(name, words, 
         json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"] == "../base"
     )
     assert matrices(tmp_path / "adapter") == set(profile.lora_targets)
+
+
+def test_sampling_first_takes_no_gradient_away(chain):
+    """What keep_weights_in_place is for: after a pass in eval mode every layer still learns."""
+    profile, base, _ = chain
+    model = get_peft_model(load_policy(base, profile), lora_config(profile, "CAUSAL_LM", init_lora_weights=False))
+    before = gradients(model, False)
+    with torch.no_grad():
+        model.eval()(input_ids=torch.arange(5, 45).reshape(2, 20))
+    after = gradients(model, False)
+    assert all(torch.allclose(after[name], value, rtol=1e-4, atol=1e-7) for name, value in before.items())
