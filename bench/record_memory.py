@@ -108,6 +108,7 @@ def measure(case: str, work: Path) -> dict:
     parts = {part: round(mb, 1) for part, mb in predicted.parts.items()}
     return {
         "batch": getattr(profile, stage)["per_device_train_batch_size"], "length": made,
+        "reply_length": REPLY, "vocab_size": LlamaShape.of(model).vocab_size, "settings": settings,
         "measured_mb": measured, "predicted_mb": round(predicted.total_mb, 1), "phase": predicted.phase, "parts": parts,
     }  # fmt: skip
 

@@ -81,3 +81,51 @@ def test_lora_parameters_by_hand():
 def test_nf4_takes_what_the_paper_says():
     """QLoRA, section 3: double quantisation brings the constants from 0.5 to 0.127 bits a parameter."""
     assert pytest.approx(4.127, abs=1e-3) == memory.NF4_BYTES * 8
+
+
+# --- against what was and is measured -----------------------------------------------------------------------------
+
+RECORD = json.loads((DATA_DIR / "records" / "memory.json").read_text(encoding="utf-8"))
+MEASURED = {case: result for case, result in RECORD["cases"].items() if case != "libraries"}
+
+
+def test_the_record_says_when_and_with_what():
+    assert set(RECORD) == {"cases", "date", "versions", "command"}
+    assert {"torch", "transformers", "trl", "bitsandbytes"} <= set(RECORD["versions"])
+    models = {case.split("/")[0] for case in MEASURED}
+    assert models == {"smol", "llama-1b", "llama-2-7b", "llama-8b"}
+    assert {case.split("/")[1] for case in MEASURED} == set(STAGES)
+
+
+def shrunk_shape(name, words):
+    return replace(SHAPES[name], num_hidden_layers=1, vocab_size=words)
+
+
+@pytest.mark.parametrize("case", MEASURED)
+def test_prediction_agrees_with_the_record(case):
+    """Predicted anew from what the record says was run, so that a change of a formula shows here."""
+    name, stage = case.split("/")[:2]
+    was = MEASURED[case]
+    profile = get_profile(name) if name == "smol" else on_cpu(name, "somewhere")
+    profile = replace(profile, **{stage: getattr(profile, stage) | was["settings"]})
+    shape = SHAPES[name] if name == "smol" else shrunk_shape(name, was["vocab_size"])
+    said = predicted_memory(
+        profile, stage, shape, batch=was["batch"], length=was["length"], reply_length=was["reply_length"], gpu=False
+    )
+    assert said.total_mb == pytest.approx(was["measured_mb"], rel=0.15)
+
+
+MEASURE = """
+import resource, sys
+from pathlib import Path
+from rlhf_lab.data import load_demonstrations
+from rlhf_lab.shrunk import on_cpu, shrunk_model
+from rlhf_lab.stages import sft
+rows = [{"prompt": [{"role": "user", "content": "Hey" + " kettle" * 60}],
+         "completion": [{"role": "assistant", "content": "Yes" + " kettle" * (60 + i % 2)}]} for i in range(16)]
+base = shrunk_model("llama-2-7b", Path(sys.argv[1]), layers=6, vocab_size=1536, hidden_size=512,
+                    intermediate_size=1376, num_attention_heads=4, num_key_value_heads=4)
+profile = on_cpu("llama-2-7b", base, max_length=256, quantisation=None)
+settings = {"max_steps": 1, "per_device_train_batch_size": 16, "gradient_accumulation_steps": 1}
+sft.run(profile, rows, {"model": base}, Path(sys.argv[1]) / "sft", settings=settings)
+"""
