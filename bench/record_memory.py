@@ -30,7 +30,7 @@ RECORD = Path(__file__).resolve().parent.parent / "data" / "records" / "memory.j
 SHRUNK = {"llama-1b": 128256, "llama-2-7b": 32000, "llama-8b": 16000}  # vocabulary; the 8B's whole one takes 4 GB
 CHECKPOINTED = "smol/sft/checkpointed"
 CASES = ["libraries", *(f"{name}/{stage}" for name in ("smol", *SHRUNK) for stage in STAGES), CHECKPOINTED]
-LENGTH, REPLY = 160, 32
+LENGTH, REPLY = 96, 24
 
 
 def rows(stage: str, tokenizer, length: int, n: int = 16) -> list[dict]:
@@ -90,10 +90,10 @@ def measure(case: str, work: Path) -> dict:
     sizes = {"max_length": 2 * LENGTH, "response_length": REPLY}
     profile = get_profile(name) if name == "smol" else on_cpu(name, model)
     profile = dataclasses.replace(profile, **sizes)
-    settings = {"gradient_checkpointing": checkpointing, "logging_steps": 1, "max_steps": 2}
+    settings = {"gradient_checkpointing": checkpointing, "logging_steps": 1, "max_steps": 1}
     inputs = {"model": model}
     if stage == "ppo":
-        settings |= {"max_steps": -1, "total_episodes": 16, "gradient_accumulation_steps": 2, "num_ppo_epochs": 2}
+        settings |= {"max_steps": -1, "total_episodes": 16, "gradient_accumulation_steps": 2, "num_ppo_epochs": 1}
         inputs["reward"] = str(work / name / "reward")
         made += REPLY
     else:

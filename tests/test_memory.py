@@ -1,13 +1,20 @@
 """Predicted memory against autograd's own count, published sizes, and what was and is measured."""
 
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlhf_lab import memory
-from rlhf_lab.memory import SHAPES, LlamaShape, activations
-from rlhf_lab.profiles import ALL_LINEAR, ATTENTION, DATA_DIR
+from rlhf_lab.memory import SHAPES, STAGES, LlamaShape, activations, predicted_memory
+from rlhf_lab.profiles import ALL_LINEAR, ATTENTION, DATA_DIR, REPO_ROOT, get_profile
+from rlhf_lab.shrunk import on_cpu
 
 SMALL = LlamaShape(
     vocab_size=100, hidden_size=64, intermediate_size=160, num_hidden_layers=3, num_attention_heads=4,
@@ -118,7 +125,8 @@ def test_prediction_agrees_with_the_record(case):
 MEASURE = """
 import resource, sys
 from pathlib import Path
-from rlhf_lab.data import load_demonstrations
+from rlhf_lab.data import check_tokens
+from rlhf_lab.models import load_tokenizer
 from rlhf_lab.shrunk import on_cpu, shrunk_model
 from rlhf_lab.stages import sft
 rows = [{"prompt": [{"role": "user", "content": "Hey" + " kettle" * 60}],
@@ -128,4 +136,21 @@ base = shrunk_model("llama-2-7b", Path(sys.argv[1]), layers=6, vocab_size=1536, 
 profile = on_cpu("llama-2-7b", base, max_length=256, quantisation=None)
 settings = {"max_steps": 1, "per_device_train_batch_size": 16, "gradient_accumulation_steps": 1}
 sft.run(profile, rows, {"model": base}, Path(sys.argv[1]) / "sft", settings=settings)
+longest = max(check_tokens(rows, load_tokenizer(base), 256, "rows"))
+print(longest, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6)
 """
+
+
+def test_a_live_measurement_agrees(tmp_path):
+    """Six layers an eighth as wide as Llama 2's, not quantised: 16 rows, an SFT step, in a process of its own."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO_ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", MEASURE, str(tmp_path)], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    length, peak_mb = map(float, done.stdout.split()[-2:])
+    shape = LlamaShape.of(tmp_path)
+    profile = on_cpu("llama-2-7b", tmp_path, quantisation=None)
+    said = predicted_memory(profile, "sft", shape, batch=16, length=int(length), checkpointing=False, gpu=False)
+    assert said.total_mb == pytest.approx(peak_mb, rel=0.15)
+    assert said.parts["activations"] > 0.3 * said.total_mb, "not the libraries alone"
