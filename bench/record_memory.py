@@ -3,7 +3,8 @@
     python bench/record_memory.py [CASE ...]
 
 Each case trains a stage for a step or two in a process of its own, on rows of known lengths, and keeps that process's
-largest resident set. The real profiles' Llamas are shrunk to one layer, with random weights; SmolLM2 is the true one
+largest resident set; freed memory goes back to the system meanwhile, but for the case
+"heap". The real profiles' Llamas are shrunk to one layer, with random weights; SmolLM2 is the true one
 (`rlhf-lab fetch smol`). tests/test_memory.py holds the prediction to these numbers. About 15 minutes on one core.
 """
 
@@ -21,15 +22,22 @@ from importlib.metadata import version
 from pathlib import Path
 
 from rlhf_lab.files import write_at_once
-from rlhf_lab.memory import STAGES, LlamaShape, predicted_memory
+from rlhf_lab.memory import STAGES, LlamaShape, predicted_memory, return_freed_memory
 from rlhf_lab.profiles import get_profile
 from rlhf_lab.shrunk import keep_weights_in_place, on_cpu, shrunk_model
 from rlhf_lab.stages.common import library_versions
 
 RECORD = Path(__file__).resolve().parent.parent / "data" / "records" / "memory.json"
 SHRUNK = {"llama-1b": 128256, "llama-2-7b": 32000, "llama-8b": 16000}  # vocabulary; the 8B's whole one takes 4 GB
+LONGER, HEAP = "smol/sft/160", "smol/sft/heap"  # 160 tokens; and those as glibc manages memory by itself
 CHECKPOINTED = "smol/sft/checkpointed"
-CASES = ["libraries", *(f"{name}/{stage}" for name in ("smol", *SHRUNK) for stage in STAGES), CHECKPOINTED]
+CASES = [
+    "libraries",
+    *(f"{name}/{stage}" for name in ("smol", *SHRUNK) for stage in STAGES),
+    CHECKPOINTED,
+    LONGER,
+    HEAP,
+]
 LENGTH, REPLY = 96, 24
 
 
@@ -80,11 +88,13 @@ def measure(case: str, work: Path) -> dict:
 
         return {"measured_mb": peak_mb()}
     keep_weights_in_place()
+    if case != HEAP:
+        return_freed_memory()
     name, stage = case.split("/")[:2]
     checkpointing = case.endswith("checkpointed")
     model = model_of(name, work)
     tokenizer = load_tokenizer(model)
-    length = LENGTH - REPLY if stage == "ppo" else LENGTH
+    length = LENGTH - REPLY if stage == "ppo" else 160 if case in (LONGER, HEAP) else LENGTH
     data = rows(stage, tokenizer, length)
     made = max(check_tokens(data, tokenizer, 2 * LENGTH, case))
     sizes = {"max_length": 2 * LENGTH, "response_length": REPLY}
@@ -135,21 +145,27 @@ def main() -> None:
         case, work, result = sys.argv[2:]
         Path(result).write_text(json.dumps(measure(case, Path(work))), encoding="utf-8")
         return
-    kept = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.is_file() else {"cases": {}}
     with tempfile.TemporaryDirectory() as folder:
         for case in sys.argv[1:] or CASES:
-            if not case.endswith("libraries"):
+            if case != "libraries":
                 model_of(case.split("/")[0], Path(folder))  # here, so that the case's own process only loads it
-            kept["cases"][case] = run(case, Path(folder))
-            print(case, {k: v for k, v in kept["cases"][case].items() if k != "parts"}, flush=True)
-            kept["cases"] = {name: kept["cases"][name] for name in CASES if name in kept["cases"]}
-            kept |= {
-                "date": date.today().isoformat(),
-                "versions": versions(),
-                "command": "python bench/record_memory.py",
-            }
-            RECORD.parent.mkdir(exist_ok=True)
-            write_at_once(RECORD, json.dumps(kept, indent=1) + "\n")
+            result = run(case, Path(folder))
+            print(case, {k: v for k, v in result.items() if k.endswith("_mb")}, flush=True)
+            keep(case, result)
+
+
+def keep(case: str, result: dict) -> None:
+    """Write one case into the record, in the order of CASES."""
+    kept = json.loads(RECORD.read_text(encoding="utf-8"))["cases"] if RECORD.is_file() else {}
+    kept[case] = result
+    record = {
+        "cases": {name: kept[name] for name in CASES if name in kept},
+        "date": date.today().isoformat(),
+        "versions": versions(),
+        "command": "python bench/record_memory.py",
+    }
+    RECORD.parent.mkdir(exist_ok=True)
+    write_at_once(RECORD, json.dumps(record, indent=1) + "\n")
 
 
 def versions() -> dict[str, str]:

@@ -41,7 +41,6 @@ CPU_TILES = 9.25  # ... in fp32; without Triton its backward holds 9 such tiles 
 CPU_LIBRARIES_MB = 545.0  # "libraries" in data/records/memory.json
 GPU_LIBRARIES_MB = 700.0
 M_MMAP_THRESHOLD, ONE_MB = -3, 2**20  # of glibc's malloc.h
-WIDE = 512  # hidden size from which tensors are large enough to be worth a call of the kernel
 
 
 @dataclass(frozen=True)
@@ -222,16 +221,15 @@ def merging_memory(profile: Profile, shape: LlamaShape | None = None) -> float:
     return (shape or shape_of(profile)).parameters() * BYTES[profile.dtype] / MB
 
 
-def return_freed_memory(hidden_size: int) -> None:
-    """On Linux: tensors above 1 MB straight from the system, and back to it when freed.
+def return_freed_memory() -> None:
+    """On Linux, for this process from now on: tensors above 1 MB straight from the system, and back to it when freed.
 
-    glibc raises that bound by itself, to 32 MB, and what a step frees then stays in its heap, with holes that nothing
-    fits. SmolLM2's SFT step of 8 x 160 tokens peaks at 5.6 GB so, at 4.3 GB with the bound held; activations are 1.7 GB
-    of either. Narrow models are left alone: their tensors are small, and a call is not free.
+    A prediction is of what is in use. glibc raises that bound by itself, to 32 MB, and what a step frees then stays in
+    its heap, with holes that nothing fits: up to the activations' size again ("smol/sft/heap" beside "smol/sft/160" in
+    data/records/memory.json). Holding the bound costs a fifth to a third of the time of a step, so stages leave it.
     """
-    if hidden_size >= WIDE:
-        with contextlib.suppress(OSError, AttributeError):  # another system, another C library
-            ctypes.CDLL("libc.so.6").mallopt(M_MMAP_THRESHOLD, ONE_MB)
+    with contextlib.suppress(OSError, AttributeError):  # another system, another C library
+        ctypes.CDLL("libc.so.6").mallopt(M_MMAP_THRESHOLD, ONE_MB)
 
 
 class _Plan:

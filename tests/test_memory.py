@@ -93,7 +93,7 @@ def test_nf4_takes_what_the_paper_says():
 # --- against what was and is measured -----------------------------------------------------------------------------
 
 RECORD = json.loads((DATA_DIR / "records" / "memory.json").read_text(encoding="utf-8"))
-MEASURED = {case: result for case, result in RECORD["cases"].items() if case != "libraries"}
+MEASURED = {case: result for case, result in RECORD["cases"].items() if case not in ("libraries", "smol/sft/heap")}
 
 
 def test_the_record_says_when_and_with_what():
@@ -102,6 +102,18 @@ def test_the_record_says_when_and_with_what():
     models = {case.split("/")[0] for case in MEASURED}
     assert models == {"smol", "llama-1b", "llama-2-7b", "llama-8b"}
     assert {case.split("/")[1] for case in MEASURED} == set(STAGES)
+
+
+def test_freed_memory_that_goes_back_is_a_large_part_of_the_peak():
+    """The same step of SmolLM2, as glibc manages memory by itself, and with its bound held."""
+    by_itself, asked = (RECORD["cases"][case]["measured_mb"] for case in ("smol/sft/heap", "smol/sft/160"))
+    assert asked < 0.9 * by_itself
+
+
+def test_checkpointing_saves_what_it_is_said_to_save():
+    plain, recomputed = (RECORD["cases"][case] for case in ("smol/sft", "smol/sft/checkpointed"))
+    saved = plain["measured_mb"] - recomputed["measured_mb"]
+    assert saved == pytest.approx(plain["predicted_mb"] - recomputed["predicted_mb"], rel=0.15)
 
 
 def shrunk_shape(name, words):
@@ -126,9 +138,11 @@ MEASURE = """
 import resource, sys
 from pathlib import Path
 from rlhf_lab.data import check_tokens
+from rlhf_lab.memory import return_freed_memory
 from rlhf_lab.models import load_tokenizer
 from rlhf_lab.shrunk import on_cpu, shrunk_model
 from rlhf_lab.stages import sft
+return_freed_memory()
 rows = [{"prompt": [{"role": "user", "content": "Hey" + " kettle" * 60}],
          "completion": [{"role": "assistant", "content": "Yes" + " kettle" * (60 + i % 2)}]} for i in range(16)]
 base = shrunk_model("llama-2-7b", Path(sys.argv[1]), layers=6, vocab_size=1536, hidden_size=512,

@@ -21,7 +21,6 @@ from rlhf_lab.checkpoints import last_good
 from rlhf_lab.checks import check_disk, check_lengths, check_model_dir
 from rlhf_lab.data import by_length, check_tokens
 from rlhf_lab.errors import UserError
-from rlhf_lab.memory import return_freed_memory
 from rlhf_lab.models import load_tokenizer
 from rlhf_lab.profiles import REPO_ROOT, Profile
 
@@ -180,7 +179,6 @@ class Job:
         found = check_model_dir(model)
         if found is not None:
             check_lengths(found, max_length, "max_length")
-            return_freed_memory(found["hidden_size"])
         check_disk(self.folder, DISK_MB)
         tokenizer = load_tokenizer(model)
         sizes = check_tokens(self.rows, tokenizer, max_length, self.source)
