@@ -3,9 +3,9 @@
     python bench/record_memory.py [CASE ...]
 
 Each case trains a stage for a step or two in a process of its own, on rows of known lengths, and keeps that process's
-largest resident set; freed memory goes back to the system meanwhile, but for the case
-"heap". The real profiles' Llamas are shrunk to one layer, with random weights; SmolLM2 is the true one
-(`rlhf-lab fetch smol`). tests/test_memory.py holds the prediction to these numbers. About 15 minutes on one core.
+largest resident set; freed memory goes back to the system meanwhile, but for the case "heap". The real profiles' Llamas
+are shrunk to one layer, with random weights; SmolLM2 is the true one (`rlhf-lab fetch smol`). tests/test_memory.py
+holds the prediction to these numbers. About 15 minutes on one core.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from rlhf_lab.files import write_at_once
-from rlhf_lab.memory import STAGES, LlamaShape, predicted_memory, return_freed_memory
+from rlhf_lab.memory import STAGES, LlamaShape, return_freed_memory
 from rlhf_lab.profiles import get_profile
 from rlhf_lab.shrunk import keep_weights_in_place, on_cpu, shrunk_model
 from rlhf_lab.stages.common import library_versions
@@ -74,7 +74,7 @@ def model_of(name: str, work: Path) -> str:
 
 
 def measure(case: str, work: Path) -> dict:
-    """Run one case in this process: its peak, and what was predicted for the same lengths and rows."""
+    """Run one case in this process: what was run, and its peak."""
     from rlhf_lab.data import check_tokens
     from rlhf_lab.models import load_tokenizer
     from rlhf_lab.stages import dpo, ppo, reward, sft
@@ -110,17 +110,14 @@ def measure(case: str, work: Path) -> dict:
         settings["gradient_accumulation_steps"] = 1
     module = {"sft": sft, "reward": reward, "ppo": ppo, "dpo": dpo}[stage]
     module.run(profile, data, inputs, work / name / stage, settings=settings, force=True)
-    measured = peak_mb()
-    predicted = predicted_memory(
-        dataclasses.replace(profile, **{stage: getattr(profile, stage) | settings}), stage, LlamaShape.of(model),
-        length=made, reply_length=REPLY, checkpointing=checkpointing, gpu=False,
-    )  # fmt: skip
-    parts = {part: round(mb, 1) for part, mb in predicted.parts.items()}
     return {
-        "batch": getattr(profile, stage)["per_device_train_batch_size"], "length": made,
-        "reply_length": REPLY, "vocab_size": LlamaShape.of(model).vocab_size, "settings": settings,
-        "measured_mb": measured, "predicted_mb": round(predicted.total_mb, 1), "phase": predicted.phase, "parts": parts,
-    }  # fmt: skip
+        "batch": getattr(profile, stage)["per_device_train_batch_size"],
+        "length": made,
+        "reply_length": REPLY,
+        "vocab_size": LlamaShape.of(model).vocab_size,
+        "settings": settings,
+        "measured_mb": peak_mb(),
+    }
 
 
 def peak_mb() -> float:
@@ -150,7 +147,7 @@ def main() -> None:
             if case != "libraries":
                 model_of(case.split("/")[0], Path(folder))  # here, so that the case's own process only loads it
             result = run(case, Path(folder))
-            print(case, {k: v for k, v in result.items() if k.endswith("_mb")}, flush=True)
+            print(case, result["measured_mb"], "MB", flush=True)
             keep(case, result)
 
 

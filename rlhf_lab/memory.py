@@ -263,11 +263,16 @@ class _Plan:
         trained, frozen = self.adapters()
         held_to_train = held | {"adapters": FP32 * (trained + frozen)}
         stepping = held_to_train | {"gradients": FP32 * trained, "optimizer": 2 * FP32 * trained}
-        phases = {"load": held | self.loading()} | {name: stepping | now for name, now in self.training().items()}
+        phases = {"load": held | self.loading(head=self.stage != "reward")} | {
+            name: stepping | now for name, now in self.training().items()
+        }
         if self.stage == "ppo":
             phases["sample"], phases["score"] = stepping | self.sampling(), stepping | self.scoring()
         if self.stage == "sft" and self.profile.quantisation and not self.gpu:
-            phases["merge"] = stepping | {"the model, whole": self.shape.parameters() * self.width} | self.loading()
+            phases["merge"] = stepping | {
+                "the model, whole": self.shape.parameters() * self.width,
+                "file": self.shape.parameters() * self.shape.stored_bytes,
+            }
         return phases
 
     def adapters(self) -> tuple[int, int]:
@@ -280,12 +285,16 @@ class _Plan:
         judge = self.shape.lora(self.profile.reward_lora_targets or self.targets, self.r) + self.shape.hidden_size
         return one + judge, judge
 
-    def loading(self) -> dict[str, float]:
-        """The file, mapped into a process's memory unless its pages are the weights; a matrix still to be quantised."""
+    def loading(self, head: bool = True) -> dict[str, float]:
+        """What is read of the file, which a process maps unless its pages are the weights; a matrix being quantised.
+
+        bitsandbytes holds three of it in fp32 on a CPU (backends/default/ops.py of 0.50), itself, scaled and clamped.
+        """
         quantised = self.profile.quantisation is not None
         as_kept = not quantised and self.shape.stored_bytes == self.width
-        mapped = 0 if self.gpu or as_kept else self.shape.parameters() * self.shape.stored_bytes
-        return {"file": mapped, "at work": self.largest_matrix() * self.width if quantised else 0}
+        mapped = 0 if self.gpu or as_kept else self.shape.parameters(head) * self.shape.stored_bytes
+        copies = self.width if self.gpu else 3 * FP32
+        return {"file": mapped, "at work": self.largest_matrix() * copies if quantised else 0}
 
     def largest_matrix(self) -> int:
         return max(n * m for n, m in self.shape.matrices.values())
