@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from rlhf_lab.errors import UserError
 from rlhf_lab.lab import RECORDING
-from rlhf_lab.profiles import REPO_ROOT
+from rlhf_lab.profiles import REPO_ROOT, get_profile
 
 NOTEBOOKS = REPO_ROOT / "notebooks"
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -91,11 +91,15 @@ def execute(path: Path, timeout: int = 1200, profile: str | None = None) -> None
     With `profile` the lesson runs on that Llama and only what it measured is kept, in data/records.
     It runs as for a learner who has answered nothing yet. What cannot work without a kernel, or would change every
     time, is not kept: of a widget the text that stands for it, of times and widget ids nothing.
-    Raises UserError naming the cell; the file is then left as it was.
+    Raises UserError naming the cell, and for a profile that is unknown or that the lesson does not ask for; the file
+    is then left as it was.
     """
     notebook = nbformat.read(path, as_version=4)
-    if profile:
-        notebook.cells[0].source = notebook.cells[0].source.replace("PROFILE = None", f"PROFILE = {profile!r}")
+    if profile is not None:
+        first = notebook.cells[0].source
+        if "\nPROFILE = None\n" not in first:
+            raise UserError("its first cell sets no PROFILE", where=path.name, fix="Record lessons from 05 on")
+        notebook.cells[0].source = first.replace("PROFILE = None", f"PROFILE = {get_profile(profile).name!r}", 1)
     resources = {"metadata": {"path": str(NOTEBOOKS)}}
     client = NotebookClient(
         notebook,
@@ -111,7 +115,7 @@ def execute(path: Path, timeout: int = 1200, profile: str | None = None) -> None
     except CellExecutionError as error:
         last = re.sub(r"\x1b\[[\d;]*m", "", str(error)).strip().splitlines()[-1]  # without the colours of the traceback
         raise UserError(f"a cell raised: {last}", where=path.name, fix="Run it in JupyterLab to see where") from error
-    if profile:
+    if profile is not None:
         return
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)

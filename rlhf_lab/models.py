@@ -87,7 +87,7 @@ def _load_arguments(profile: Profile) -> dict:
 
 
 def load_policy(path: str | Path, profile: Profile) -> PreTrainedModel:
-    """The causal Llama at `path`. An adapter folder is merged into its base: ready to generate, not to train."""
+    """The causal Llama at `path`, with the adapter of an adapter folder: ready to generate, not to train."""
     from transformers import AutoModelForCausalLM
 
     base = adapter_base(path)
@@ -97,8 +97,15 @@ def load_policy(path: str | Path, profile: Profile) -> PreTrainedModel:
         return AutoModelForCausalLM.from_pretrained(path, **_load_arguments(profile))
     from peft import PeftModel
 
-    model = PeftModel.from_pretrained(load_policy(base, profile), path)
-    return model.merge_and_unload()
+    return _with_adapter(PeftModel.from_pretrained(load_policy(base, profile), path), profile)
+
+
+def _with_adapter(model, profile: Profile) -> PreTrainedModel:
+    """The adapter folded into its base, or at work beside it where the base is quantised.
+
+    A sum is rounded to 4 bits again: of a change of a thirtieth of the weights' spread 4 % is left, of a tenth 84 %.
+    """
+    return model.merge_and_unload() if profile.quantisation is None else model.get_base_model()
 
 
 def load_reward_model(path: str | Path, profile: Profile) -> PreTrainedModel:
@@ -111,7 +118,7 @@ def load_reward_model(path: str | Path, profile: Profile) -> PreTrainedModel:
         return model
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(model, path).merge_and_unload()
+    return _with_adapter(PeftModel.from_pretrained(model, path), profile)
 
 
 def load_head_and_adapter(policy, folder: str | Path, name: str) -> torch.Tensor:

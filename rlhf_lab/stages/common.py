@@ -337,6 +337,17 @@ def _ctrl_c(on_first: Callable[[], None]) -> Iterator[None]:
         signal.signal(signal.SIGINT, previous)
 
 
+def _hold_trained_in_fp32(model) -> None:
+    """Adapters and heads in float32, as PEFT makes them: mixed precision rounds what it computes, not what it keeps.
+
+    TRL 1.16 turns them to bfloat16 on a quantised model. Then float16's loss scaler fails on the first step (T4), a
+    score head meets states of another type, and AdamW's steps of 1e-5 are lost below bfloat16's 3 digits.
+    """
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.is_floating_point():
+            parameter.data = parameter.data.float()
+
+
 def run_trainer(trainer, description: str) -> list[dict]:
     """Train with one progress bar that shows the time left; returns the trainer's log.
 
@@ -358,6 +369,7 @@ def run_trainer(trainer, description: str) -> list[dict]:
         stop.requested = True
         print("\nStopping after this step ... (Ctrl-C again to stop at once)", file=sys.stderr)
 
+    _hold_trained_in_fp32(trainer.model)
     last = last_good(trainer.args.output_dir)
     with _ctrl_c(ask_to_stop):
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
