@@ -14,7 +14,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-LESSONS = {0: "Start here", 1: "Why preferences", 2: "Bradley-Terry", 3: "PPO, clipped", 4: "DPO, derived"}
+LESSONS = {
+    0: "Start here",
+    1: "Why preferences",
+    2: "Bradley-Terry",
+    3: "PPO, clipped",
+    4: "DPO, derived",
+    9: "RLHF against DPO",
+}
 
 _catalogue: dict[str, Exercise] = {}
 

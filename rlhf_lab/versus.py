@@ -1,0 +1,385 @@
+"""RLHF against DPO, measured: the lines one writes, the weights one holds, the spreads, and the share of the frontier.
+
+What takes hours is in data/records/versus.json, which bench/record_versus.py writes; everything here is computed from
+it in seconds. A policy's rewards and KL come as means a prompt, (prompts,), every policy on the same prompts; intervals
+resample prompts, for all policies and the frontier at once.
+
+Sources: the frontier and its slope: rlhf_lab.exact; best-of-n's KL: Beirami et al., arXiv 2401.01879; intervals of a
+mean and of a standard deviation over seeds: Student's t and chi-squared, for values that are normal.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import io
+import json
+import textwrap
+import tokenize
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from rlhf_lab import exact
+from rlhf_lab.errors import UserError
+from rlhf_lab.evaluate import Interval
+from rlhf_lab.profiles import DATA_DIR
+
+if TYPE_CHECKING:
+    from rlhf_lab.lab import Lab
+
+RECORD = DATA_DIR / "records" / "versus.json"
+COMMAND = "python bench/record_versus.py"
+MIN_EFFECTIVE_SAMPLES = 10
+BETAS = np.geomspace(4, 0.05, 30)  # of the frontier, in standard deviations of the reward
+N_BOOTSTRAP = 1000
+
+
+# ---- the lines one writes ----
+
+
+def lines_of_code(source: str | Callable | type | ModuleType) -> int:
+    """Lines that hold code: blank lines, comments and docstrings are left out.
+
+    A statement over three lines counts three. `source` is text, or something whose source Python finds.
+    """
+    text = textwrap.dedent(source if isinstance(source, str) else inspect.getsource(source))
+    silent = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    code: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type not in silent:
+            code.update(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(
+            node
+        ):
+            code.difference_update(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    return len(code)
+
+
+def loops() -> dict[str, dict[str, list]]:
+    """Method -> part -> the sources of ours that one would have to write, or understand, to train a Llama by it.
+
+    Both stand on the same ground, which is left out: transformers, LoRA, tokenised batches, logs and checkpoints. With
+    RLHF goes the reward model's loss.
+    """
+    from rlhf_lab import losses, plain_dpo, returns, sampling
+    from rlhf_lab.ppo import roles, rollout, trainer
+
+    ppo = trainer.PPOTrainer
+    return {
+        "RLHF": {
+            "reward model: the loss": [losses.reward_loss],
+            "sampling": [sampling.sample, sampling._draw, rollout.response_mask, ppo.rollout],
+            "score and KL penalty": [losses.token_logps, ppo.score, returns.kl_estimate, returns.per_token_rewards],
+            "value and advantages": [returns.gae, returns.whiten, ppo.compute_advantages, ppo._value_loss],
+            "clipped losses": [losses.ppo_policy_loss, losses.ppo_value_loss, losses._ppo_policy_objectives,
+                               losses._ppo_value_objectives, losses.masked_mean, ppo._policy_loss],
+            "loop": [ppo.train, ppo.update, ppo._minibatch_step, ppo._micro_step],
+            "four models on one base": [roles.OneBaseRoles],
+        },
+        "DPO": {
+            "the loss": [losses.sequence_logps, losses._shifted_token_logps, losses.token_logps, losses.dpo_loss,
+                         losses._reward_margin, plain_dpo.dpo_batch_loss],
+            "loop": [plain_dpo.train],
+            "reference, adapters off": [plain_dpo.adapters_off, plain_dpo.frozen],
+        },
+    }  # fmt: skip
+
+
+def lines_by_part() -> dict[str, dict[str, int]]:
+    """`loops`, counted."""
+    return {
+        method: {part: sum(map(lines_of_code, sources)) for part, sources in parts.items()}
+        for method, parts in loops().items()
+    }
+
+
+# ---- the weights one holds ----
+
+
+def weights_on_one_base(lab: Lab) -> dict[str, float]:
+    """MB of weights that PPO holds by role: the base, and adapter and head of policy, value and reward."""
+    from peft import get_peft_model
+
+    from rlhf_lab.models import lora_config
+    from rlhf_lab.ppo.roles import OneBaseRoles
+
+    config = lora_config(lab.profile, "CAUSAL_LM")
+    roles = OneBaseRoles(get_peft_model(lab.policy("sft"), config), lab.reward().path, config)
+    found: dict[str, float] = defaultdict(float)
+    owners = {
+        ".default.": "policy",
+        ".value.": "value",
+        ".reward.": "reward",
+        "value_head": "value",
+        "reward_head": "reward",
+    }
+    for name, weight in roles.named_parameters():
+        owner = next((owner for part, owner in owners.items() if part in name), "base")
+        found[owner] += weight.numel() * weight.element_size() / 1e6
+    return dict(found)
+
+
+def weights_held(base: float, policy: float, value: float = 0.0, reward: float = 0.0) -> dict[str, float]:
+    """What each way to train holds, in the unit of its arguments: one base, and the adapters of policy, value, reward.
+
+    Without adapters every role is a copy of the base. A reference that was precomputed, or is the base with the
+    adapters off, takes nothing more.
+    """
+    return {
+        "RLHF, four models": 4 * base,
+        "RLHF, one base and adapters": base + policy + value + reward,
+        "DPO, two models": 2 * base,
+        "DPO, reference precomputed": base,
+        "DPO, one base and an adapter": base + policy,
+    }
+
+
+# ---- spreads ----
+
+
+def mean_over_seeds(values: Sequence[float]) -> Interval:
+    """Mean of one number a seed, (n,), with its 95 % interval: mean -+ t_{n-1} s / sqrt(n), s with n - 1.
+
+    With 3 seeds t is 4.30, not 1.96. Raises ValueError on fewer than 2: one seed says nothing of the next.
+    """
+    from scipy.stats import t
+
+    x = _at_least_two(values)
+    half = t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x))
+    return Interval(float(x.mean()), float(x.mean() - half), float(x.mean() + half))
+
+
+def spread_over_seeds(values: Sequence[float]) -> Interval:
+    """Standard deviation (n - 1) of one number a seed, (n,), with its 95 % interval by chi-squared.
+
+    With 3 seeds it reaches from 0.52 to 6.3 times the value. Raises ValueError on fewer than 2.
+    """
+    from scipy.stats import chi2
+
+    x = _at_least_two(values)
+    spread, freedom = float(x.std(ddof=1)), len(x) - 1
+    low, high = (spread * np.sqrt(freedom / chi2.ppf(q, freedom)) for q in (0.975, 0.025))
+    return Interval(spread, float(low), float(high))
+
+
+class Sweep(NamedTuple):
+    """How far a reward goes over the settings of one knob, with intervals over prompts."""
+
+    spread: Interval  # standard deviation (n - 1) over settings
+    reach: Interval  # best minus worst setting
+
+
+def spread_over_settings(by_setting: ArrayLike) -> Sweep:
+    """Spread and reach over settings of a reward given as (settings, prompts); prompts are resampled for all at once.
+
+    What prompts and replies leave uncertain adds to the spread of settings, so both are, if anything, too large.
+    """
+    x = np.asarray(by_setting, dtype=float)
+    _at_least_two(x[:, 0])
+    means = np.concatenate([x.mean(1)[:, None], x[:, resampled(x.shape[1])].mean(2)], axis=1)  # (settings, 1 + draws)
+
+    def interval(found: np.ndarray) -> Interval:
+        return Interval(float(found[0]), *map(float, np.percentile(found[1:], [2.5, 97.5])))
+
+    return Sweep(interval(means.std(0, ddof=1)), interval(np.ptp(means, axis=0)))
+
+
+def resampled(n_prompts: int) -> np.ndarray:
+    """Indices (N_BOOTSTRAP, prompts): the same resamples for whatever is compared."""
+    return np.random.default_rng(0).integers(n_prompts, size=(N_BOOTSTRAP, n_prompts))
+
+
+def _at_least_two(values: Sequence[float]) -> np.ndarray:
+    x = np.asarray(values, dtype=float)
+    if len(x) < 2:
+        raise ValueError(f"a spread needs at least 2 values, got {len(x)}")
+    return x
+
+
+# ---- the frontier and who comes near it ----
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """The most reward that any policy can have at a KL from the reference, as far as its replies let one say."""
+
+    points: np.recarray  # of exact.snis_frontier, KL ascending
+    by_prompt: np.ndarray  # (1 + points, 2, prompts): KL and reward, the reference itself first
+    ended: str  # why there is no further point, or "" where all betas could be estimated
+
+    @property
+    def start(self) -> float:
+        """The reference's reward."""
+        return float(self.by_prompt[0, 1].mean())
+
+    @property
+    def end(self) -> float:
+        """The KL of the last point."""
+        return float(self.points.kl[-1])
+
+    @cached_property
+    def draws(self) -> np.ndarray:
+        """Means over prompts, as they are and then resampled: (1 + points, 2, 1 + N_BOOTSTRAP)."""
+        at = resampled(self.by_prompt.shape[2])
+        return np.concatenate([self.by_prompt.mean(2)[..., None], self.by_prompt[..., at].mean(3)], axis=2)
+
+    def gain(self, kl: float, draw: int = 0) -> tuple[float, float]:
+        """(least, most) that the frontier can be above the reference at this KL; of a resample, by its number.
+
+        The two agree up to the last point. Beyond it the frontier still rises, by no more than its slope there, which
+        is beta, for it is concave.
+        """
+        kls, rewards = self.draws[:, 0, draw], self.draws[:, 1, draw]
+        least = float(np.interp(kl, kls, rewards) - rewards[0])
+        return least, least + float(self.points.beta[-1]) * max(0.0, kl - float(kls[-1]))
+
+
+def frontier(rewards: ArrayLike, min_effective_samples: float = MIN_EFFECTIVE_SAMPLES) -> Frontier:
+    """The frontier from rewards of the reference's own replies, (prompts, samples), as far as they reach.
+
+    Betas go down from 4 standard deviations of the reward until one leaves too few effective samples.
+    """
+    rewards = np.asarray(rewards, dtype=float)
+    points, ended = [], ""
+    for beta in rewards.std() * BETAS:
+        try:
+            points.append(exact.snis_frontier(rewards, [beta], min_effective_samples, n_bootstrap=N_BOOTSTRAP))
+        except ValueError as error:
+            ended = str(error)
+            break
+    if not points:
+        raise ValueError(f"no point of the frontier can be estimated: {ended}")
+    curve = np.concatenate(points).view(np.recarray)
+    estimates = [np.array([exact.snis_estimate(r, beta)[0] for r in rewards]).T for beta in curve.beta]
+    first = np.stack([np.zeros(len(rewards)), rewards.mean(1)])
+    return Frontier(curve, np.stack([first, *estimates]), ended)
+
+
+def share_of_frontier(reward: float, kl: float, start: float, kls: ArrayLike, rewards: ArrayLike) -> float:
+    """A policy's gain over the reference as a share of the frontier's gain at the policy's own KL.
+
+    Args:
+        reward, kl: the policy's. start: the reference's reward, at KL 0.
+        kls, rewards: points of the frontier, (n,), KL ascending from above 0; straight lines between them.
+    """
+    allowed = np.interp(kl, np.concatenate([[0.0], kls]), np.concatenate([[start], rewards])) - start
+    return float((reward - start) / allowed)
+
+
+def share(reward: ArrayLike, kl: ArrayLike, front: Frontier) -> Interval:
+    """A policy's share of what `front` allows at its KL, from its means a prompt, (prompts,) each.
+
+    Beyond the frontier's last point only bounds are known: value and low are then of the most it can be, high of the
+    least. Prompts are resampled for policy and frontier together.
+    """
+    reward, kl = np.asarray(reward, dtype=float), np.asarray(kl, dtype=float)
+    at = resampled(len(reward))
+    rewards, kls = (np.concatenate([[x.mean()], x[at].mean(1)]) for x in (reward, kl))
+    found = np.array([(rewards[i] - front.draws[0, 1, i]) / np.array(front.gain(kls[i], i)) for i in range(len(kls))])
+    at_most, at_least = found.T  # divided by the least and by the most
+    return Interval(
+        float(at_least[0]), float(np.percentile(at_least[1:], 2.5)), float(np.percentile(at_most[1:], 97.5))
+    )
+
+
+class BestOfN(NamedTuple):
+    """The reference, n replies a prompt, the best by one reward kept."""
+
+    n: int
+    kl: Interval  # estimate: exact on the empirical distribution of the replies at hand
+    bound: float  # log n - (n - 1) / n
+    rewards: dict[str, np.ndarray]  # means a prompt, (prompts,)
+
+
+def best_of_n(rewards: Mapping[str, ArrayLike], by: str, ns: Iterable[int]) -> list[BestOfN]:
+    """Best-of-n by the reward `by`, from rewards of the reference's replies, name -> (prompts, samples).
+
+    Not drawn but computed: each reply's chance to be the best of n drawn from those at hand. That is exact for their
+    empirical distribution, so n has to stay well below the number of samples; here at most an eighth.
+    """
+    from rlhf_lab.evaluate import mean_interval
+
+    found = {name: np.asarray(values, dtype=float) for name, values in rewards.items()}
+    samples = found[by].shape[1]
+    even = np.full(samples, 1 / samples)
+    results = []
+    for n in ns:
+        if n > samples / 8:
+            raise ValueError(f"best of {n} from {samples} samples a prompt would see too few: at most {samples // 8}")
+        weights = np.stack([exact.best_of_n(even, row, n) for row in found[by]])
+        kl = mean_interval([float(exact.kl(w, even)) for w in weights])
+        means = {name: (weights * values).sum(1) for name, values in found.items()}
+        results.append(BestOfN(n, kl, exact.best_of_n_kl_bound(n), means))
+    return results
+
+
+# ---- the record ----
+
+
+class Run(NamedTuple):
+    """One recorded run; means a prompt are (prompts,)."""
+
+    what: str
+    knob: float
+    seed: int
+    gold: np.ndarray
+    proxy: np.ndarray
+    kl: np.ndarray
+    found: dict  # all of it, as in the file
+
+
+class Record:
+    """data/records/versus.json, read. Raises UserError where it is missing, with the command that makes it."""
+
+    def __init__(self, path: Path = RECORD) -> None:
+        if not path.is_file():
+            raise UserError("nothing is recorded yet", where=path.name, fix=f"Run {COMMAND}")
+        self.found = json.loads(path.read_text(encoding="utf-8"))
+        self.reference = {name: np.array(self.found["reference"][name]) / 1000 for name in ("gold", "proxy")}
+        self.runs = [
+            Run(run["what"], run["knob"], run["seed"], *(np.array(run[name]) for name in ("gold", "proxy", "kl")), run)
+            for run in self.found["runs"]
+        ]
+
+    def of(self, what: str, knob: float | None = None) -> list[Run]:
+        """Runs of a method, of one setting or of all."""
+        return [run for run in self.runs if run.what == what and knob in (None, run.knob)]
+
+    def settings(self, what: str) -> Iterator[tuple[float, list[Run]]]:
+        """(knob, its runs, one a seed), the knob ascending."""
+        for knob in sorted({run.knob for run in self.of(what)}):
+            yield knob, self.of(what, knob)
+
+    @property
+    def methods(self) -> list[str]:
+        """Those recorded, PPO first."""
+        return sorted({run.what for run in self.runs}, key=lambda what: (what != "ppo", what))
+
+    @property
+    def seeds(self) -> list[int]:
+        """Those with every method and setting."""
+        wanted = {(run.what, run.knob) for run in self.runs}
+        return [seed for seed in sorted({run.seed for run in self.runs})
+                if {(run.what, run.knob) for run in self.runs if run.seed == seed} == wanted]  # fmt: skip
+
+    def mean(self, what: str, knob: float, reward: str) -> np.ndarray:
+        """Mean over the seeds of one setting, (prompts,): of "gold", "proxy" or "kl"."""
+        return np.mean([getattr(run, reward) for run in self.of(what, knob)], axis=0)
+
+    def __str__(self) -> str:
+        versions = ", ".join(f"{name} {number}" for name, number in self.found["versions"].items())
+        sizes = self.found["sizes"]
+        return (
+            f"recorded {self.found['date']} by {COMMAND}; {self.found['machine']}; {versions}; "
+            f"{sizes['prompts']} held-out prompts, {sizes['samples']} SFT replies and {sizes['replies']} of each "
+            f"policy to each; seeds {', '.join(map(str, self.seeds))}"
+        )
