@@ -371,6 +371,15 @@ class Record:
         return [seed for seed in sorted({run.seed for run in self.runs})
                 if {(run.what, run.knob) for run in self.runs if run.seed == seed} == wanted]  # fmt: skip
 
+    def default(self, what: str) -> float:
+        """The knob of the profile."""
+        return self.found["defaults"][what]
+
+    def cost(self, what: str, measure: str) -> float:
+        """Median over runs of "core_seconds", "peak_mb" or "libraries_mb"; `what` is a method, "sft" or "reward"."""
+        known = self.found["costs"]
+        return float(np.median([run.found[measure] for run in self.of(what)] or [known[what][measure]]))
+
     def mean(self, what: str, knob: float, reward: str) -> np.ndarray:
         """Mean over the seeds of one setting, (prompts,): of "gold", "proxy" or "kl"."""
         return np.mean([getattr(run, reward) for run in self.of(what, knob)], axis=0)
@@ -383,3 +392,73 @@ class Record:
             f"{sizes['prompts']} held-out prompts, {sizes['samples']} SFT replies and {sizes['replies']} of each "
             f"policy to each; seeds {', '.join(map(str, self.seeds))}"
         )
+
+
+LABELS = {"ppo": "RLHF, PPO", "dpo": "DPO", "dpo+sft": "DPO + SFT term"}
+BEFORE = {"ppo": ("reward",), "dpo": (), "dpo+sft": ()}  # the stages after SFT on which a method stands
+# Of a stage's settings, those that decide speed and memory only; the batch counts as one knob.
+_NOT_KNOBS = {"per_device_train_batch_size", "gradient_accumulation_steps", "generation_batch_size",
+              "local_rollout_forward_batch_size", "logging_steps"}  # fmt: skip
+
+
+def knobs(settings: Mapping) -> int:
+    """How many numbers of a stage's settings somebody had to choose: all but those of speed, and the batch."""
+    return len(settings.keys() - _NOT_KNOBS) + 1
+
+
+def comparison(record: Record, front: Frontier, weights: Mapping[str, float]) -> list[tuple[str, ...]]:
+    """The article's table, measured: rows of (what, one text a recorded method), the head first.
+
+    front: of gold. weights: of `weights_on_one_base`, in MB.
+    """
+    from rlhf_lab.evaluate import mean_interval
+    from rlhf_lab.profiles import get_profile
+
+    profile, lines = get_profile(record.found["profile"]), lines_by_part()
+    total = {"RLHF": sum(lines["RLHF"].values()), "DPO": sum(lines["DPO"].values())}
+    held = weights_held(**weights)
+    columns: dict[str, list[tuple[str, str]]] = {}
+    for what in record.methods:
+        ppo, knob = what == "ppo", record.default(what)
+        stages, runs = ("sft", *BEFORE[what], what), record.of(what, knob)
+        settings = [profile.reward, profile.ppo] if ppo else [profile.dpo]
+        if what == "dpo":
+            settings = [{k: v for k, v in profile.dpo.items() if not k.startswith("loss_")}]
+        drawn = runs[0].found["drawn"]
+        gold = [run.gold.mean() for run in runs]
+        sweep = [record.mean(what, setting, "gold") for setting, _ in record.settings(what)]
+        columns[LABELS[what]] = [
+            ("stages", f"{len(stages)}: SFT, {'reward model, PPO' if ppo else 'DPO'}"),
+            ("lines of code", f"{total['RLHF' if ppo else 'DPO']}"),
+            ("numbers to choose", f"{sum(map(knobs, settings))}"),
+            ("core-seconds after SFT", f"{sum(record.cost(stage, 'core_seconds') for stage in stages[1:]):.0f}"),
+            ("peak MB over the libraries'", f"{max(_above(record, stage) for stage in stages[1:]):.0f}"),
+            ("roles", "4: policy, reference, reward, value" if ppo else "2: policy, reference"),
+            (
+                "weights held, MB",
+                f"{held['RLHF, one base and adapters' if ppo else 'DPO, one base and an adapter']:.1f}",
+            ),
+            ("replies sampled", f"{drawn['replies']:,}"),
+            ("tokens generated", f"{drawn['tokens']:,}"),
+            ("gold", f"{mean_interval(record.mean(what, knob, 'gold')):.2f}"),
+            ("KL, nats", f"{mean_interval(record.mean(what, knob, 'kl')):.2f}"),
+            (
+                "share of the frontier",
+                f"{share(record.mean(what, knob, 'gold'), record.mean(what, knob, 'kl'), front)}",
+            ),
+            ("gold's spread over seeds", f"{spread_over_seeds(gold)}" if len(gold) > 1 else "one seed only"),
+            ("gold's spread over settings", f"{spread_over_settings(sweep).spread}" if len(sweep) > 1 else "one only"),
+        ]
+    names = [name for name, _ in next(iter(columns.values()))]
+    return [("", *columns), *((name, *(rows[i][1] for rows in columns.values())) for i, name in enumerate(names))]
+
+
+def _above(record: Record, what: str) -> float:
+    return record.cost(what, "peak_mb") - record.cost(what, "libraries_mb")
+
+
+def as_text(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells in columns of even width."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    padded = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in padded)

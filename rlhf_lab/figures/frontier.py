@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from rlhf_lab.evaluate import Interval
+from rlhf_lab.evaluate import Interval, mean_interval
 from rlhf_lab.figures.base import (
     ERROR_BARS,
     FAINT,
@@ -22,7 +22,7 @@ from rlhf_lab.figures.base import (
 )
 
 if TYPE_CHECKING:
-    from rlhf_lab.versus import Frontier
+    from rlhf_lab.versus import BestOfN, Frontier, Record
 
 METHODS = {
     "ppo": LOOKS["ppo"]._replace(label="PPO, over the KL coefficient"),
@@ -49,13 +49,32 @@ class Panel(NamedTuple):
     points: Mapping[str, Sequence[Point]]
 
 
+def panel(record: Record, reward: str, ylabel: str, front: Frontier, best: Sequence[BestOfN] = ()) -> Panel:
+    """What is recorded of one reward, "gold" or "proxy", under its frontier; `best` by the reward model."""
+    points = {
+        what: [
+            Point(
+                f"{knob:g}",
+                mean_interval(record.mean(what, knob, "kl")),
+                mean_interval(record.mean(what, knob, reward)),
+                [(run.kl.mean(), getattr(run, reward).mean()) for run in runs],
+            )
+            for knob, runs in record.settings(what)
+        ]
+        for what in record.methods
+    }
+    if best:
+        points["best of n"] = [Point(str(b.n), b.kl, mean_interval(b.rewards[reward])) for b in best]
+    return Panel(ylabel, front, points)
+
+
 @styled
-def reward_over_kl(panels: Sequence[Panel], *, bounds: Sequence[tuple[float, float]] = ()) -> LabFigure:
+def reward_over_kl(panels: Sequence[Panel], *, bounds: Sequence[float] = ()) -> LabFigure:
     """Reward over KL from SFT, one panel for each reward, under the frontier and its 95 % interval.
 
     Beyond the frontier's last point two dotted lines hold it: level, and on at its last slope. Filled markers are means
-    over seeds with 95 % intervals over prompts, faint ones single seeds. `bounds` are (KL estimate, bound) of best of
-    n, drawn as a short line to the right at the level of its point.
+    over seeds with 95 % intervals over prompts, faint ones single seeds. `bounds` are those on the KL of best of n,
+    drawn as a short line from its point.
     """
     figure, grid = new_figure(5.4 * len(panels), 4.9, 1, len(panels))
     told = []
@@ -66,7 +85,7 @@ def reward_over_kl(panels: Sequence[Panel], *, bounds: Sequence[tuple[float, flo
         for method, points in panel.points.items():
             _method(axes, METHODS[method], points)
             if method == "best of n":
-                for (_, bound), point in zip(bounds, points, strict=False):
+                for bound, point in zip(bounds, points, strict=False):
                     axes.plot([point.kl.value, bound], [point.reward.value] * 2, ":", color=FAINT, linewidth=1.3)
         axes.set_xlabel("KL from SFT (nats a reply)")
         axes.set_ylabel(panel.ylabel)

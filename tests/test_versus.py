@@ -1,0 +1,297 @@
+"""RLHF against DPO: what is counted, weighed and spread, against hand counts, enumerated worlds and the textbook."""
+
+import json
+import runpy
+import types
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from rlhf_lab import exact, versus
+from rlhf_lab.errors import UserError
+from rlhf_lab.profiles import REPO_ROOT, get_profile
+
+BENCH = runpy.run_path(str(REPO_ROOT / "bench" / "record_versus.py"))
+
+SOURCE = '''
+@decorated  # 1
+def add(a, b):  # 2
+    """A docstring
+    of two lines."""
+    # a comment
+
+    text = """a string
+    that is no docstring"""  # 4
+    return sum(  # 5
+        [a, b]  # 6
+    )  # 7
+
+
+class Empty:  # 8
+    """Only words."""
+'''
+
+
+def test_lines_of_code_leave_out_what_does_nothing():
+    assert versus.lines_of_code(SOURCE) == 8
+    assert versus.lines_of_code("    if True:\n        pass\n") == 2  # dented, as a method is
+    assert versus.lines_of_code(versus.knobs) == 2
+
+
+def test_what_is_counted_is_counted_once_and_is_all_of_the_algorithm():
+    from rlhf_lab import losses, plain_dpo, returns
+    from rlhf_lab.ppo.trainer import PPOTrainer
+
+    for parts in versus.loops().values():
+        sources = [source for part in parts.values() for source in part]
+        assert len({source.__qualname__ for source in sources}) == len(sources)
+    rlhf, dpo = ({source for part in parts.values() for source in part} for parts in versus.loops().values())
+    assert {losses.ppo_policy_loss, losses.ppo_value_loss, losses.reward_loss, returns.gae, PPOTrainer.update} <= rlhf
+    assert {losses.dpo_loss, plain_dpo.train} <= dpo
+    lines = versus.lines_by_part()
+    assert lines["DPO"]["loop"] == versus.lines_of_code(plain_dpo.train)
+    assert 3 < sum(lines["RLHF"].values()) / sum(lines["DPO"].values()) < 5  # the lesson: about four times
+
+
+def test_four_roles_on_one_base_are_what_the_shapes_say(tmp_path):
+    from peft import get_peft_model
+
+    from rlhf_lab.models import load_policy, load_reward_model, load_tokenizer, lora_config, save_adapter
+
+    profile = get_profile("tiny")
+    base = REPO_ROOT / profile.model
+    judge = get_peft_model(load_reward_model(base, profile), lora_config(profile, "SEQ_CLS"))
+    save_adapter(judge, load_tokenizer(base), base, tmp_path)
+    lab = types.SimpleNamespace(
+        profile=profile,
+        policy=lambda _: load_policy(base, profile),
+        reward=lambda: types.SimpleNamespace(path=tmp_path),
+    )
+    held = versus.weights_on_one_base(lab)
+    config = load_policy(base, profile).config
+    d, f, layers, r = config.hidden_size, config.intermediate_size, config.num_hidden_layers, profile.lora_r
+    kv = config.num_key_value_heads * config.head_dim
+    attention = layers * r * (2 * (d + d) + 2 * (d + kv))  # q and o; k and v
+    mlp = layers * r * 3 * (d + f)
+    assert held["policy"] == pytest.approx(4e-6 * (attention + mlp))
+    assert held["value"] == held["reward"] == pytest.approx(4e-6 * (attention + d))  # and a head
+    n_base = sum(p.numel() for p in load_policy(base, profile).parameters())
+    assert held["base"] == pytest.approx(4e-6 * n_base)
+
+
+def test_weights_held_by_hand():
+    assert list(versus.weights_held(10.0, 1.0, 2.0, 3.0).values()) == [40.0, 16.0, 20.0, 10.0, 11.0]
+
+
+# ---- spreads ----
+
+
+def test_the_mean_over_seeds_is_students():
+    values = [1.31, 1.52, 1.47]
+    found = versus.mean_over_seeds(values)
+    low, high = stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))
+    assert (found.value, found.low, found.high) == pytest.approx((np.mean(values), low, high))
+    assert stats.t.ppf(0.975, 2) == pytest.approx(4.303, abs=1e-3)  # what the exercise says
+
+
+def test_intervals_over_three_seeds_hold_the_truth_19_times_in_20():
+    draws = np.random.default_rng(0).normal(2.0, 0.5, size=(2000, 3))
+    means, spreads = [versus.mean_over_seeds(row) for row in draws], [versus.spread_over_seeds(row) for row in draws]
+    assert np.mean([x.low < 2.0 < x.high for x in means]) == pytest.approx(0.95, abs=0.015)
+    assert np.mean([x.low < 0.5 < x.high for x in spreads]) == pytest.approx(0.95, abs=0.015)
+    assert spreads[0].low / spreads[0].value == pytest.approx(0.52, abs=0.005)
+    assert spreads[0].high / spreads[0].value == pytest.approx(6.28, abs=0.01)
+    normal = np.abs(draws.mean(1) - 2.0) < 1.96 * draws.std(1, ddof=1) / np.sqrt(3)
+    assert np.mean(~normal) == pytest.approx(0.19, abs=0.02)  # "about one time in five"
+
+
+def test_one_seed_has_no_spread():
+    for function in (versus.mean_over_seeds, versus.spread_over_seeds):
+        with pytest.raises(ValueError, match="at least 2 values, got 1"):
+            function([1.0])
+
+
+def test_the_spread_over_settings_by_hand():
+    prompts = np.random.default_rng(0).normal(size=40)
+    found = versus.spread_over_settings([prompts + 1.0, prompts + 2.0, prompts + 4.0])  # differ alike on every prompt
+    assert found.reach.value == pytest.approx(3.0) and found.spread.value == pytest.approx(np.std([1, 2, 4], ddof=1))
+    assert found.reach.low == pytest.approx(3.0) and found.reach.high == pytest.approx(3.0)
+
+
+# ---- the frontier ----
+
+
+@pytest.fixture(scope="module")
+def world():
+    """Prompts whose 300 replies can be enumerated, and what a Llama would give: rewards of replies drawn from it."""
+    rng = np.random.default_rng(1)
+    ref, rewards = rng.dirichlet(np.ones(300), size=40), rng.normal(size=(40, 300)) + rng.normal(0, 0.3, size=(40, 1))
+    drawn = np.stack([r[rng.choice(300, size=600, p=p)] for p, r in zip(ref, rewards, strict=True)])
+    return ref, rewards, drawn
+
+
+def test_the_frontier_of_a_world_is_the_exact_one_and_what_lies_beyond_is_bounded(world):
+    ref, rewards, drawn = world
+    found = versus.frontier(drawn)
+    start = float((ref * rewards).sum(1).mean())
+    for beta in (2.0, 1.0, 0.5):
+        [truth] = exact.frontier(ref, rewards, [beta])
+        least, most = found.gain(truth.kl)
+        assert least == most == pytest.approx(truth.reward - start, abs=0.06)
+    assert found.points.effective_samples.min() >= versus.MIN_EFFECTIVE_SAMPLES and "effective samples" in found.ended
+    [beyond] = exact.frontier(ref, rewards, [0.05])
+    assert beyond.kl > found.end + 0.5
+    least, most = found.gain(beyond.kl)
+    assert least < beyond.reward - start < most
+
+
+def test_an_optimal_policy_has_a_share_of_1_and_the_reference_of_0(world):
+    ref, rewards, drawn = world
+    found = versus.frontier(drawn)
+    best = exact.optimal_policy(ref, rewards, 0.6)
+    shares = versus.share(exact.reward_of(best, rewards), exact.kl(best, ref), found)
+    assert shares.low < 1 < shares.high and shares.value == pytest.approx(1, abs=0.06)
+    half = (ref + best) / 2  # half the gain, at less than half the KL
+    shares = versus.share(exact.reward_of(half, rewards), exact.kl(half, ref), found)
+    assert 0.5 < shares.value < 0.95
+    nothing = versus.share((ref * rewards).sum(1), np.full(40, 0.5), found)
+    assert nothing.value == pytest.approx(0, abs=0.05)
+
+
+def test_beyond_the_frontiers_end_a_share_is_an_interval_from_the_bounds(world):
+    ref, rewards, drawn = world
+    found = versus.frontier(drawn)
+    far = exact.optimal_policy(ref, rewards, 0.05)
+    shares = versus.share(exact.reward_of(far, rewards), exact.kl(far, ref), found)
+    assert shares.low < shares.value < 1 < shares.high
+
+
+def test_share_of_frontier_by_hand():
+    # at KL 0.5 the line from (0, 1) to (1, 2) is at 1.5: half a gain of 0.5
+    assert versus.share_of_frontier(1.25, 0.5, 1.0, [1.0, 2.0], [2.0, 2.5]) == pytest.approx(0.5)
+
+
+def test_too_few_samples_put_the_frontier_below_what_a_policy_has(world):
+    """The lesson's broken figure: four replies a prompt, nothing refused."""
+    ref, rewards, drawn = world
+    with pytest.raises(ValueError, match="no point of the frontier can be estimated"):
+        versus.frontier(drawn[:, :4])
+    few = versus.frontier(drawn[:, :4], min_effective_samples=0)
+    best = exact.optimal_policy(ref, rewards, 0.3)
+    assert versus.share(exact.reward_of(best, rewards), exact.kl(best, ref), few).low > 1
+
+
+def test_best_of_n_from_samples_is_that_of_the_world(world):
+    ref, rewards, drawn = world
+    for b in versus.best_of_n({"gold": drawn, "worse": -drawn}, "gold", (2, 8)):
+        truth = exact.best_of_n(ref, rewards, b.n)
+        assert b.rewards["gold"].mean() == pytest.approx(exact.reward_of(truth, rewards).mean(), abs=0.05)
+        assert b.rewards["worse"].mean() == pytest.approx(-b.rewards["gold"].mean())
+        assert b.kl.value == pytest.approx(exact.kl(truth, ref).mean(), abs=0.05)
+        assert b.kl.value <= b.bound == exact.best_of_n_kl_bound(b.n)
+    with pytest.raises(ValueError, match="at most 75"):
+        versus.best_of_n({"gold": drawn}, "gold", [76])
+
+
+# ---- the record ----
+
+
+def made_up(seeds=(0, 1, 2)):
+    """A record in which PPO gains 1.0 at KL 1 and DPO 0.5, from normal rewards of mean 0."""
+    rng = np.random.default_rng(0)
+    rewards = rng.normal(size=(20, 256))
+
+    def run(what, knob, seed, gold, tokens):
+        by_prompt = {"gold": gold + rewards.mean(1), "proxy": 2 * gold + rewards.mean(1), "kl": np.ones(20) / knob}
+        costs = {"seconds": 9.0, "core_seconds": 5.0, "peak_mb": 700, "libraries_mb": 400}
+        drawn = {"replies": tokens // 10, "tokens": tokens, "pairs": 0 if tokens else 96}
+        known = {"noise": {"gold": 0.01}, "drawn": drawn, "curves": {}}
+        return (
+            {"what": what, "knob": knob, "seed": seed} | costs | known | {n: v.tolist() for n, v in by_prompt.items()}
+        )
+
+    return {
+        "date": "2026-11-26", "machine": "one", "versions": {"torch": "2.13.0"}, "profile": "tiny",
+        "defaults": {"ppo": 1.0, "dpo": 1.0},
+        "sizes": {"prompts": 20, "samples": 256, "replies": 2, "settings": {}},
+        "costs": {stage: {"seconds": 1, "core_seconds": 20.0, "peak_mb": 500, "libraries_mb": 400}
+                  for stage in ("sft", "reward")},
+        "reference": {name: np.rint(1000 * rewards).astype(int).tolist() for name in ("gold", "proxy")},
+        "runs": [run(what, knob, seed, gold / knob + seed / 10, tokens) for knob in (1.0, 2.0) for seed in seeds
+                 for what, gold, tokens in (("ppo", 1.0, 500), ("dpo", 0.5, 0))],
+    }  # fmt: skip
+
+
+@pytest.fixture
+def record(tmp_path):
+    def write(**how):
+        path = tmp_path / "versus.json"
+        path.write_text(BENCH["as_text"](made_up(**how)))
+        return versus.Record(path)
+
+    return write
+
+
+def test_a_record_is_read_by_method_setting_and_seed(record):
+    found = record()
+    assert found.methods == ["ppo", "dpo"] and found.seeds == [0, 1, 2] and "seeds 0, 1, 2" in str(found)
+    assert [knob for knob, _ in found.settings("dpo")] == [1.0, 2.0]
+    assert found.mean("ppo", 1.0, "gold").mean() == pytest.approx(1.1, abs=0.05)
+    assert found.cost("ppo", "core_seconds") == 5.0 and found.cost("reward", "core_seconds") == 20.0
+    assert found.reference["gold"].std() == pytest.approx(1, abs=0.05)
+
+
+def test_a_record_that_is_missing_is_said_with_the_command(tmp_path):
+    with pytest.raises(UserError, match=r"nothing is recorded yet. Run python bench/record_versus.py"):
+        versus.Record(tmp_path / "none.json")
+
+
+def test_the_comparison_says_what_was_measured(record):
+    found = record()
+    front = versus.frontier(found.reference["gold"])
+    rows = versus.comparison(found, front, {"base": 10.0, "policy": 1.0, "value": 1.0, "reward": 1.0})
+    table = {name: cells for name, *cells in rows}
+    assert table[""] == ["RLHF, PPO", "DPO"]
+    assert table["stages"] == ["3: SFT, reward model, PPO", "2: SFT, DPO"]
+    assert table["core-seconds after SFT"] == ["25", "5"]  # the reward model's 20 belong to RLHF
+    assert table["peak MB over the libraries'"] == ["300", "300"]
+    assert table["weights held, MB"] == ["13.0", "11.0"]
+    assert table["tokens generated"] == ["500", "0"]
+    # normal rewards: the frontier's gain is sqrt(2 KL), so at KL 1 PPO has 1.1 / 1.41
+    assert float(table["share of the frontier"][0].split()[0]) == pytest.approx(1.1 / np.sqrt(2), abs=0.05)
+    assert table["gold's spread over seeds"][0].startswith("0.10 [0.05, 0.63]")
+    assert len({len(row) for row in rows}) == 1 and versus.as_text(rows).count("\n") == len(rows) - 1
+
+
+def test_one_seed_is_said_to_be_one(record):
+    found = record(seeds=(0,))
+    front = versus.frontier(found.reference["gold"])
+    rows = dict(
+        (name, cells) for name, *cells in versus.comparison(found, front, dict.fromkeys(("base", "policy"), 1.0))
+    )
+    assert rows["gold's spread over seeds"] == ["one seed only"] * 2
+
+
+def test_a_knob_is_what_somebody_had_to_choose():
+    assert versus.knobs({"beta": 0.1, "learning_rate": 1e-3, "per_device_train_batch_size": 4, "logging_steps": 1}) == 3
+
+
+# ---- the script ----
+
+
+def test_only_what_is_missing_is_run_and_it_goes_where_it_belongs():
+    empty = {"runs": [], "costs": {}, "reference": {}}
+    jobs = BENCH["wanted"]([0, 1])
+    assert BENCH["missing"](empty, jobs) == jobs and len(jobs) == 1 + 2 * 12 + 2
+    assert jobs[0] == {"what": "reference"} and len({json.dumps(job) for job in jobs}) == len(jobs)
+    for job in jobs[:5]:
+        BENCH["add"](empty, job, job | {"found": 1})
+    BENCH["add"](empty, jobs[-1], {"seconds": 1})
+    assert BENCH["missing"](empty, jobs) == jobs[5:-1]
+
+
+def test_a_record_is_kept_a_line_for_each_list():
+    text = BENCH["as_text"]({"a": [[1, 2], [3, 4]], "b": {"c": [0.5, 0.25]}})
+    assert json.loads(text) == {"a": [[1, 2], [3, 4]], "b": {"c": [0.5, 0.25]}}
+    assert "[1,2]" in text and "[0.5,0.25]" in text
