@@ -1,11 +1,9 @@
-"""RLHF against DPO, measured: the lines one writes, the weights one holds, the spreads, and the share of the frontier.
+"""RLHF against DPO, measured: the lines one writes, the weights one holds, the spreads, and the record of long runs.
 
-What takes hours is in data/records/versus.json, which bench/record_versus.py writes; everything here is computed from
-it in seconds. A policy's rewards and KL come as means a prompt, (prompts,), every policy on the same prompts; intervals
-resample prompts, for all policies and the frontier at once.
+What takes hours is in data/records/versus.json, which bench/record_versus.py writes; what is computed from it is here
+and, for the frontier and the shares of it, in rlhf_lab.shares.
 
-Sources: the frontier and its slope: rlhf_lab.exact; best-of-n's KL: Beirami et al., arXiv 2401.01879; intervals of a
-mean and of a standard deviation over seeds: Student's t and chi-squared, for values that are normal.
+Sources: intervals of a mean and of a standard deviation over seeds: Student's t and chi-squared, for normal values.
 """
 
 from __future__ import annotations
@@ -17,9 +15,7 @@ import json
 import textwrap
 import tokenize
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
@@ -27,19 +23,18 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from rlhf_lab import exact
 from rlhf_lab.errors import UserError
-from rlhf_lab.evaluate import Interval
-from rlhf_lab.profiles import DATA_DIR
+from rlhf_lab.evaluate import Interval, mean_interval
+from rlhf_lab.profiles import DATA_DIR, get_profile
+from rlhf_lab.shares import Frontier, resampled, share
 
 if TYPE_CHECKING:
     from rlhf_lab.lab import Lab
 
 RECORD = DATA_DIR / "records" / "versus.json"
 COMMAND = "python bench/record_versus.py"
-MIN_EFFECTIVE_SAMPLES = 10
-BETAS = np.geomspace(4, 0.05, 30)  # of the frontier, in standard deviations of the reward
-N_BOOTSTRAP = 1000
+LABELS = {"ppo": "RLHF, PPO", "dpo": "DPO", "dpo+sft": "DPO + SFT term"}
+BEFORE = {"ppo": ("reward",), "dpo": (), "dpo+sft": ()}  # the stages after SFT on which a method stands
 
 
 # ---- the lines one writes ----
@@ -193,133 +188,11 @@ def spread_over_settings(by_setting: ArrayLike) -> Sweep:
     return Sweep(interval(means.std(0, ddof=1)), interval(np.ptp(means, axis=0)))
 
 
-def resampled(n_prompts: int) -> np.ndarray:
-    """Indices (N_BOOTSTRAP, prompts): the same resamples for whatever is compared."""
-    return np.random.default_rng(0).integers(n_prompts, size=(N_BOOTSTRAP, n_prompts))
-
-
 def _at_least_two(values: Sequence[float]) -> np.ndarray:
     x = np.asarray(values, dtype=float)
     if len(x) < 2:
         raise ValueError(f"a spread needs at least 2 values, got {len(x)}")
     return x
-
-
-# ---- the frontier and who comes near it ----
-
-
-@dataclass(frozen=True)
-class Frontier:
-    """The most reward that any policy can have at a KL from the reference, as far as its replies let one say."""
-
-    points: np.recarray  # of exact.snis_frontier, KL ascending
-    by_prompt: np.ndarray  # (1 + points, 2, prompts): KL and reward, the reference itself first
-    ended: str  # why there is no further point, or "" where all betas could be estimated
-
-    @property
-    def start(self) -> float:
-        """The reference's reward."""
-        return float(self.by_prompt[0, 1].mean())
-
-    @property
-    def end(self) -> float:
-        """The KL of the last point."""
-        return float(self.points.kl[-1])
-
-    @cached_property
-    def draws(self) -> np.ndarray:
-        """Means over prompts, as they are and then resampled: (1 + points, 2, 1 + N_BOOTSTRAP)."""
-        at = resampled(self.by_prompt.shape[2])
-        return np.concatenate([self.by_prompt.mean(2)[..., None], self.by_prompt[..., at].mean(3)], axis=2)
-
-    def gain(self, kl: float, draw: int = 0) -> tuple[float, float]:
-        """(least, most) that the frontier can be above the reference at this KL; of a resample, by its number.
-
-        The two agree up to the last point. Beyond it the frontier still rises, by no more than its slope there, which
-        is beta, for it is concave.
-        """
-        kls, rewards = self.draws[:, 0, draw], self.draws[:, 1, draw]
-        least = float(np.interp(kl, kls, rewards) - rewards[0])
-        return least, least + float(self.points.beta[-1]) * max(0.0, kl - float(kls[-1]))
-
-
-def frontier(rewards: ArrayLike, min_effective_samples: float = MIN_EFFECTIVE_SAMPLES) -> Frontier:
-    """The frontier from rewards of the reference's own replies, (prompts, samples), as far as they reach.
-
-    Betas go down from 4 standard deviations of the reward until one leaves too few effective samples.
-    """
-    rewards = np.asarray(rewards, dtype=float)
-    points, ended = [], ""
-    for beta in rewards.std() * BETAS:
-        try:
-            points.append(exact.snis_frontier(rewards, [beta], min_effective_samples, n_bootstrap=N_BOOTSTRAP))
-        except ValueError as error:
-            ended = str(error)
-            break
-    if not points:
-        raise ValueError(f"no point of the frontier can be estimated: {ended}")
-    curve = np.concatenate(points).view(np.recarray)
-    estimates = [np.array([exact.snis_estimate(r, beta)[0] for r in rewards]).T for beta in curve.beta]
-    first = np.stack([np.zeros(len(rewards)), rewards.mean(1)])
-    return Frontier(curve, np.stack([first, *estimates]), ended)
-
-
-def share_of_frontier(reward: float, kl: float, start: float, kls: ArrayLike, rewards: ArrayLike) -> float:
-    """A policy's gain over the reference as a share of the frontier's gain at the policy's own KL.
-
-    Args:
-        reward, kl: the policy's. start: the reference's reward, at KL 0.
-        kls, rewards: points of the frontier, (n,), KL ascending from above 0; straight lines between them.
-    """
-    allowed = np.interp(kl, np.concatenate([[0.0], kls]), np.concatenate([[start], rewards])) - start
-    return float((reward - start) / allowed)
-
-
-def share(reward: ArrayLike, kl: ArrayLike, front: Frontier) -> Interval:
-    """A policy's share of what `front` allows at its KL, from its means a prompt, (prompts,) each.
-
-    Beyond the frontier's last point only bounds are known: value and low are then of the most it can be, high of the
-    least. Prompts are resampled for policy and frontier together.
-    """
-    reward, kl = np.asarray(reward, dtype=float), np.asarray(kl, dtype=float)
-    at = resampled(len(reward))
-    rewards, kls = (np.concatenate([[x.mean()], x[at].mean(1)]) for x in (reward, kl))
-    found = np.array([(rewards[i] - front.draws[0, 1, i]) / np.array(front.gain(kls[i], i)) for i in range(len(kls))])
-    at_most, at_least = found.T  # divided by the least and by the most
-    return Interval(
-        float(at_least[0]), float(np.percentile(at_least[1:], 2.5)), float(np.percentile(at_most[1:], 97.5))
-    )
-
-
-class BestOfN(NamedTuple):
-    """The reference, n replies a prompt, the best by one reward kept."""
-
-    n: int
-    kl: Interval  # estimate: exact on the empirical distribution of the replies at hand
-    bound: float  # log n - (n - 1) / n
-    rewards: dict[str, np.ndarray]  # means a prompt, (prompts,)
-
-
-def best_of_n(rewards: Mapping[str, ArrayLike], by: str, ns: Iterable[int]) -> list[BestOfN]:
-    """Best-of-n by the reward `by`, from rewards of the reference's replies, name -> (prompts, samples).
-
-    Not drawn but computed: each reply's chance to be the best of n drawn from those at hand. That is exact for their
-    empirical distribution, so n has to stay well below the number of samples; here at most an eighth.
-    """
-    from rlhf_lab.evaluate import mean_interval
-
-    found = {name: np.asarray(values, dtype=float) for name, values in rewards.items()}
-    samples = found[by].shape[1]
-    even = np.full(samples, 1 / samples)
-    results = []
-    for n in ns:
-        if n > samples / 8:
-            raise ValueError(f"best of {n} from {samples} samples a prompt would see too few: at most {samples // 8}")
-        weights = np.stack([exact.best_of_n(even, row, n) for row in found[by]])
-        kl = mean_interval([float(exact.kl(w, even)) for w in weights])
-        means = {name: (weights * values).sum(1) for name, values in found.items()}
-        results.append(BestOfN(n, kl, exact.best_of_n_kl_bound(n), means))
-    return results
 
 
 # ---- the record ----
@@ -394,8 +267,8 @@ class Record:
         )
 
 
-LABELS = {"ppo": "RLHF, PPO", "dpo": "DPO", "dpo+sft": "DPO + SFT term"}
-BEFORE = {"ppo": ("reward",), "dpo": (), "dpo+sft": ()}  # the stages after SFT on which a method stands
+# ---- the table ----
+
 # Of a stage's settings, those that decide speed and memory only; the batch counts as one knob.
 _NOT_KNOBS = {"per_device_train_batch_size", "gradient_accumulation_steps", "generation_batch_size",
               "local_rollout_forward_batch_size", "logging_steps"}  # fmt: skip
@@ -411,9 +284,6 @@ def comparison(record: Record, front: Frontier, weights: Mapping[str, float]) ->
 
     front: of gold. weights: of `weights_on_one_base`, in MB.
     """
-    from rlhf_lab.evaluate import mean_interval
-    from rlhf_lab.profiles import get_profile
-
     profile, lines = get_profile(record.found["profile"]), lines_by_part()
     total = {"RLHF": sum(lines["RLHF"].values()), "DPO": sum(lines["DPO"].values())}
     held = weights_held(**weights)

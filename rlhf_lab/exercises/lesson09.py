@@ -8,7 +8,7 @@ import math
 import numpy as np
 from scipy import stats
 
-from rlhf_lab import exact, versus
+from rlhf_lab import exact, shares, versus
 from rlhf_lab.exercises.exercise import Mistake, function_exercise, value_exercise
 
 
@@ -114,7 +114,7 @@ def _interpolated(kl: float, kls: np.ndarray, start: float, rewards: np.ndarray)
     rows=(30, 33, 66),
     errata=("E11",),
     maths="share = (reward - start) / (F(KL) - start), F the frontier, start the reference's reward",
-    reference=versus.share_of_frontier,
+    reference=shares.share_of_frontier,
     cases=lambda: [
         (1.5, 1.0, 1.0, _array(1.0, 2.0), _array(2.0, 2.5)),
         (0.9, 0.25, 0.7, _array(0.5, 1.0, 2.0), _array(1.1, 1.5, 1.9)),

@@ -22,7 +22,8 @@ from rlhf_lab.figures.base import (
 )
 
 if TYPE_CHECKING:
-    from rlhf_lab.versus import BestOfN, Frontier, Record
+    from rlhf_lab.shares import BestOfN, Frontier
+    from rlhf_lab.versus import Record
 
 METHODS = {
     "ppo": LOOKS["ppo"]._replace(label="PPO, over the KL coefficient"),
@@ -30,6 +31,7 @@ METHODS = {
     "dpo+sft": Look("DPO with an SFT term, over beta", "#CC79A7", "s", ""),
     "best of n": Look("best of n by the reward model, n", "#E69F00", "v", ""),
 }
+NAMES_AT = {"ppo": (6, -11), "dpo": (6, -11), "dpo+sft": (-4, 8), "best of n": (-9, 7)}  # points from the marker
 
 
 class Point(NamedTuple):
@@ -83,7 +85,7 @@ def reward_over_kl(panels: Sequence[Panel], *, bounds: Sequence[float] = ()) -> 
         _frontier(axes, panel.frontier, 1.06 * farthest)
         axes.plot(0, panel.frontier.start, LOOKS["sft"].marker, color=LOOKS["sft"].colour, markersize=9, label="SFT")
         for method, points in panel.points.items():
-            _method(axes, METHODS[method], points)
+            _method(axes, METHODS[method], points, NAMES_AT[method])
             if method == "best of n":
                 for bound, point in zip(bounds, points, strict=False):
                     axes.plot([point.kl.value, bound], [point.reward.value] * 2, ":", color=FAINT, linewidth=1.3)
@@ -110,7 +112,7 @@ def _frontier(axes, front: Frontier, upto: float) -> None:
             axes.plot([front.end, upto], [curve.reward[-1], height], ":", color=INK, linewidth=1.4)
 
 
-def _method(axes, style: Look, points: Sequence[Point]) -> None:
+def _method(axes, style: Look, points: Sequence[Point], names_at: tuple[int, int]) -> None:
     kls, rewards = [point.kl for point in points], [point.reward for point in points]
     x, y = [kl.value for kl in kls], [reward.value for reward in rewards]
     axes.plot(x, y, color=style.colour, linewidth=1.2, alpha=0.6)
@@ -120,8 +122,8 @@ def _method(axes, style: Look, points: Sequence[Point]) -> None:
     )  # fmt: skip
     for point in points:
         axes.annotate(
-            point.name, (point.kl.value, point.reward.value), (5, -11), textcoords="offset points",
-            fontsize=8, color=INK,
+            point.name, (point.kl.value, point.reward.value), names_at, textcoords="offset points",
+            fontsize=8, color=INK, ha="right" if names_at[0] < 0 else "left",
         )  # fmt: skip
         if len(point.seeds) > 1:
             axes.plot(*zip(*point.seeds, strict=True), style.marker, color=style.colour, markersize=4, alpha=0.45)

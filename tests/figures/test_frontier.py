@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rlhf_lab import versus
+from rlhf_lab import shares
 from rlhf_lab.evaluate import Interval
 from rlhf_lab.figures import alt_text, to_png
 from rlhf_lab.figures.frontier import METHODS, Panel, Point, reward_over_kl
@@ -11,7 +11,7 @@ from rlhf_lab.figures.frontier import METHODS, Panel, Point, reward_over_kl
 
 @pytest.fixture(scope="module")
 def front():
-    return versus.frontier(np.random.default_rng(0).normal(size=(20, 256)))
+    return shares.frontier(np.random.default_rng(0).normal(size=(20, 256)))
 
 
 def at(value):
