@@ -332,3 +332,68 @@ def as_text(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     padded = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in padded)
+
+
+# ---- what it says ----
+
+
+def findings(record: Record, fronts: Mapping[str, Frontier]) -> dict[str, str]:
+    """What the record says, in sentences that hold whoever won; `fronts` of "gold" and "proxy".
+
+    Keys: cost, nearest, proxy, ahead, seeds, settings.
+    """
+    methods, knob = record.methods, record.default
+
+    def ranked(reward: str) -> dict[str, Interval]:
+        known = {
+            what: share(record.mean(what, knob(what), reward), record.mean(what, knob(what), "kl"), fronts[reward])
+            for what in methods
+        }
+        return dict(sorted(known.items(), key=lambda item: -item[1].value))
+
+    gold, proxy = ranked("gold"), ranked("proxy")
+    found = {"cost": _cost(record)}
+    found["nearest"] = (
+        "Of what the frontier allows in gold at its own KL, at the profile's settings, "
+        f"{', '.join(f'{LABELS[what]} reaches {got}' for what, got in gold.items())}."
+    )
+    order = "in the same order" if list(proxy) == list(gold) else "in another order"
+    values = ", ".join(f"{LABELS[what]} {got}" for what, got in proxy.items())
+    found["proxy"] = f"By the reward model's score they come {order}: {values}."
+    found["ahead"] = " ".join(_ahead(record, "ppo", what) for what in methods if what != "ppo")
+    by_seed = {w: [run.gold.mean() for run in record.of(w, knob(w))] for w in methods}
+    found["seeds"] = _compared({w: spread_over_seeds(v) for w, v in by_seed.items() if len(v) > 1}, "seeds")
+    sweeps = {w: [record.mean(w, k, "gold") for k, _ in record.settings(w)] for w in methods}
+    swept = {w: spread_over_settings(v).spread for w, v in sweeps.items() if len(v) > 1}
+    found["settings"] = _compared(swept, "settings")
+    return found
+
+
+def _cost(record: Record) -> str:
+    after = {w: sum(record.cost(s, "core_seconds") for s in (*BEFORE[w], w)) for w in record.methods}
+    memory = {w: max(_above(record, s) for s in (*BEFORE[w], w)) for w in record.methods}
+    seconds = ", ".join(f"{LABELS[w]} {s:.0f}" for w, s in after.items())
+    megabytes = ", ".join(f"{LABELS[w]} {mb:.0f}" for w, mb in memory.items())
+    return f"Core-seconds after SFT: {seconds}. Peak MB above the libraries': {megabytes}."
+
+
+def _ahead(record: Record, one: str, other: str) -> str:
+    """Gold of two methods at the profile's knobs, compared prompt by prompt."""
+    gold, kl = (record.mean(one, record.default(one), name) - record.mean(other, record.default(other), name)
+                for name in ("gold", "kl"))  # fmt: skip
+    gap = mean_interval(gold)
+    sign = "more" if gap.low > 0 else "less" if gap.high < 0 else "neither more nor less, as far as these prompts tell,"
+    far = f"{abs(kl.mean()):.2f} nats {'farther from' if kl.mean() > 0 else 'nearer to'} SFT"
+    return f"At the profile's settings {LABELS[one]} has {sign} gold than {LABELS[other]}: {gap:+.2f}, {far}."
+
+
+def _compared(spreads: Mapping[str, Interval], over: str) -> str:
+    if len(spreads) < 2:
+        return f"Too few {over} are recorded to compare spreads over {over}."
+    ranked = sorted(spreads, key=lambda what: -spreads[what].value)
+    values = ", ".join(f"{LABELS[w]} {spreads[w]}" for w in ranked)
+    apart = spreads[ranked[0]].low > max(spreads[w].high for w in ranked[1:])
+    verdict = (
+        f"{LABELS[ranked[0]]}'s is the largest" if apart else "their intervals overlap, so none is shown to be larger"
+    )
+    return f"Gold's spread over {over}: {values}; {verdict}."

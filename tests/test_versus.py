@@ -200,6 +200,107 @@ def test_a_knob_is_what_somebody_had_to_choose():
     assert versus.knobs({"beta": 0.1, "learning_rate": 1e-3, "per_device_train_batch_size": 4, "logging_steps": 1}) == 3
 
 
+def test_the_findings_name_the_winner_whoever_it_is(record, tmp_path):
+    found = record()
+    fronts = {name: shares.frontier(rewards) for name, rewards in found.reference.items()}
+    said = versus.findings(found, fronts)
+    assert "RLHF, PPO reaches 0.7" in said["nearest"] and said["nearest"].index("PPO") < said["nearest"].index("DPO")
+    assert said["ahead"] == (
+        "At the profile's settings RLHF, PPO has more gold than DPO: +0.50 [+0.50, +0.50], 0.00 nats nearer to SFT."
+    )
+    assert "RLHF, PPO 25, DPO 5." in said["cost"]
+    assert "their intervals overlap" in said["seeds"]
+    assert "RLHF, PPO 0.35" in said["settings"] and "RLHF, PPO's is the largest" in said["settings"]
+    swapped = json.loads(json.dumps(found.found).replace('"what": "ppo"', '"what": "x"').replace('"what": "dpo"',
+                         '"what": "ppo"').replace('"what": "x"', '"what": "dpo"'))  # fmt: skip
+    other = tmp_path / "swapped.json"
+    other.write_text(json.dumps(swapped))
+    said = versus.findings(versus.Record(other), fronts)
+    assert "RLHF, PPO has less gold than DPO: -0.50" in said["ahead"]
+    assert said["nearest"].index("DPO reaches") < said["nearest"].index("PPO reaches")
+
+
+def test_a_gap_that_prompts_do_not_show_is_not_called_one(record):
+    found = record()
+    for run in found.of("ppo"):
+        run.gold[:] = found.mean("dpo", 1.0, "gold") + np.tile([0.5, -0.5], 10)
+    fronts = {name: shares.frontier(rewards) for name, rewards in found.reference.items()}
+    assert (
+        "neither more nor less, as far as these prompts tell, gold than DPO" in versus.findings(found, fronts)["ahead"]
+    )
+
+
+def test_one_seed_compares_no_spreads(record):
+    found = record(seeds=(0,))
+    fronts = {name: shares.frontier(rewards) for name, rewards in found.reference.items()}
+    assert versus.findings(found, fronts)["seeds"].startswith("Too few seeds are recorded")
+
+
+# ---- what lesson 09 says of the record ----
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    found = versus.Record()
+    return found, {name: shares.frontier(rewards) for name, rewards in found.reference.items()}
+
+
+def shares_of(found, fronts, reward):
+    return {
+        (what, knob): shares.share(found.mean(what, knob, reward), found.mean(what, knob, "kl"), fronts[reward])
+        for what in found.methods
+        for knob, _ in found.settings(what)
+    }
+
+
+def test_the_record_is_whole_and_of_the_tiny_profile(recorded):
+    found, _ = recorded
+    assert found.methods == ["ppo", "dpo", "dpo+sft"] and 0 in found.seeds
+    assert [len(list(found.settings(what))) for what in found.methods] == [4, 4, 4]
+    tiny = get_profile("tiny")
+    assert (found.default("ppo"), found.default("dpo+sft")) == (tiny.ppo["kl_coef"], tiny.dpo["beta"])
+    assert found.found["sizes"] == BENCH["SIZES"] and set(found.found["costs"]) == {"sft", "reward"}
+
+
+def test_no_policy_is_above_the_frontier_and_none_is_on_it(recorded):
+    for reward in ("gold", "proxy"):
+        got = shares_of(*recorded, reward)
+        assert all(one.low < 1 for one in got.values())
+        assert all(one.value < 1 for (what, knob), one in got.items() if knob == recorded[0].default(what))
+
+
+def test_larger_knobs_hold_closer_to_sft(recorded):
+    found, _ = recorded
+    for what in found.methods:
+        kls = [found.mean(what, knob, "kl").mean() for knob, _ in found.settings(what)]
+        assert kls[0] > kls[-1] > 0, what
+
+
+def test_best_of_n_is_near_the_frontier_of_the_score_and_less_near_that_of_gold(recorded):
+    found, fronts = recorded
+    for b in shares.best_of_n(found.reference, "proxy", (4, 16)):
+        proxy, gold = (
+            shares.share(b.rewards[name], np.full(len(b.rewards[name]), b.kl.value), fronts[name]).value
+            for name in ("proxy", "gold")
+        )
+        assert proxy > 0.85 and gold < proxy
+        assert b.kl.value == pytest.approx(b.bound, abs=0.02)  # replies hardly ever tie
+
+
+def test_memory_at_this_size_is_activations_and_dpos_is_the_larger(recorded):
+    found, _ = recorded
+    assert found.cost("dpo", "peak_mb") > found.cost("ppo", "peak_mb") > found.cost("ppo", "libraries_mb") + 100
+
+
+def test_four_replies_a_prompt_put_ppo_above_the_frontier(recorded):
+    found, _ = recorded
+    four = shares.frontier(found.reference["gold"][:, :4], min_effective_samples=0)
+    got = [
+        shares.share(found.mean("ppo", k, "gold"), found.mean("ppo", k, "kl"), four) for k, _ in found.settings("ppo")
+    ]
+    assert any(one.low > 1 for one in got)
+
+
 # ---- the script ----
 
 
