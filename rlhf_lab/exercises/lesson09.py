@@ -368,6 +368,12 @@ def mean_over_seeds(values):
 
 # --- what is held, and what to choose -----------------------------------------------------------------------------
 
+
+def _weights_of_seven_billion() -> list[float]:
+    held = versus.weights_held(base=13.5, policy=0.05, value=0.05, reward=0.05)
+    return [gb for way, gb in held.items() if way != "DPO, reference precomputed"]
+
+
 value_exercise(
     name="weights_held",
     question="A Llama of 7 billion parameters is 13.5 GB in 16 bits; a LoRA adapter for it, with a head where one is "
@@ -383,15 +389,7 @@ value_exercise(
     errata=("E9",),
     maths="RLHF: policy, reference, reward, value. On one base the reference is that base with its adapters off: "
     "4 * 13.5, 13.5 + 3 * 0.05, 2 * 13.5, 13.5 + 0.05.",
-    reference=lambda: [
-        versus.weights_held(13.5, 0.05, 0.05, 0.05)[way]
-        for way in (
-            "RLHF, four models",
-            "RLHF, one base and adapters",
-            "DPO, two models",
-            "DPO, one base and an adapter",
-        )
-    ],
+    reference=_weights_of_seven_billion,
     hints=(
         "RLHF plays four roles: policy, reference, reward and value. Which of them need weights of their own once "
         "there is one base under all?",

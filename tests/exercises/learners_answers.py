@@ -745,8 +745,8 @@ def _(rewards, beta):
 
 @wrong("importance_weights", "beta turned round")
 def _(rewards, beta):
-    weights = torch.tensor(rewards * beta).softmax(0)
-    return weights, 1 / weights.square().sum()
+    raw = np.exp(beta * rewards)
+    return raw / raw.sum(), raw.sum() ** 2 / (raw**2).sum()
 
 
 @wrong("importance_weights", "exp overflows")
