@@ -292,13 +292,20 @@ def test_memory_at_this_size_is_activations_and_dpos_is_the_larger(recorded):
     assert found.cost("dpo", "peak_mb") > found.cost("ppo", "peak_mb") > found.cost("ppo", "libraries_mb") + 100
 
 
-def test_four_replies_a_prompt_put_ppo_above_the_frontier(recorded):
+def test_the_score_goes_on_rising_with_n_where_gold_has_stopped(recorded):
     found, _ = recorded
-    four = shares.frontier(found.reference["gold"][:, :4], min_effective_samples=0)
-    got = [
-        shares.share(found.mean("ppo", k, "gold"), found.mean("ppo", k, "kl"), four) for k, _ in found.settings("ppo")
-    ]
-    assert any(one.low > 1 for one in got)
+    known = {b.n: {name: r.mean() for name, r in b.rewards.items()}
+             for b in shares.best_of_n(found.reference, "proxy", (8, 32, 64))}  # fmt: skip
+    assert known[64]["proxy"] > known[32]["proxy"] + 0.1 > known[8]["proxy"] + 0.2
+    assert known[64]["gold"] < known[32]["gold"] + 0.02
+
+
+def test_kl_a_token_puts_ppo_far_above_the_frontier(recorded):
+    """The lesson's broken figure."""
+    found, fronts = recorded
+    for run in found.of("ppo"):
+        got = shares.share(run.gold, run.kl / run.found["tokens_a_reply"], fronts["gold"])
+        assert got.low > 1.5
 
 
 # ---- the script ----
