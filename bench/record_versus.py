@@ -43,14 +43,15 @@ SIZES = {"prompts": 48, "samples": 512, "replies": 16, "settings": {}}
 
 def wanted(seeds: list[int]) -> list[dict]:
     """Everything to be recorded, in the order in which a figure grows from it."""
-    jobs: list[dict] = [{"what": "reference"}]
-    for seed in seeds:
-        jobs += [
-            {"what": what, "knob": knob, "seed": seed}
-            for coefficient, beta in zip(KL_COEFS, BETAS, strict=True)
-            for what, knob in (("ppo", coefficient), *((loss, beta) for loss in LOSSES))
-        ]
-    return [*jobs, *({"what": "cost", "stage": stage} for stage in COSTS)]
+    runs = [
+        {"what": what, "knob": knob, "seed": seed}
+        for seed in seeds
+        for coefficient, beta in zip(KL_COEFS, BETAS, strict=True)
+        for what, knob in (("ppo", coefficient), *((loss, beta) for loss in LOSSES))
+    ]
+    defaults = len(LOSSES) + 1
+    costs = [{"what": "cost", "stage": stage} for stage in COSTS]
+    return [{"what": "reference"}, *runs[:defaults], *costs, *runs[defaults:]]
 
 
 # ---- in the process of a run ----

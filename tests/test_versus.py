@@ -269,6 +269,17 @@ def test_no_policy_is_above_the_frontier_and_none_is_on_it(recorded):
         assert all(one.value < 1 for (what, knob), one in got.items() if knob == recorded[0].default(what))
 
 
+def test_at_the_profiles_settings_dpo_with_its_sft_term_has_ppos_gold_nearer_to_sft(recorded):
+    found, fronts = recorded
+    gold, kl = (
+        {what: found.mean(what, found.default(what), name) for what in ("ppo", "dpo+sft")} for name in ("gold", "kl")
+    )
+    assert abs(gold["dpo+sft"].mean() - gold["ppo"].mean()) < 0.2
+    assert kl["ppo"].mean() - kl["dpo+sft"].mean() > 0.5
+    got = {what: shares.share(gold[what], kl[what], fronts["gold"]) for what in gold}
+    assert got["dpo+sft"].value > got["ppo"].value
+
+
 def test_larger_knobs_hold_closer_to_sft(recorded):
     found, _ = recorded
     for what in found.methods:
@@ -287,9 +298,10 @@ def test_best_of_n_is_near_the_frontier_of_the_score_and_less_near_that_of_gold(
         assert b.kl.value == pytest.approx(b.bound, abs=0.02)  # replies hardly ever tie
 
 
-def test_memory_at_this_size_is_activations_and_dpos_is_the_larger(recorded):
+def test_memory_at_this_size_is_activations_and_ppos_is_the_least(recorded):
     found, _ = recorded
-    assert found.cost("dpo", "peak_mb") > found.cost("ppo", "peak_mb") > found.cost("ppo", "libraries_mb") + 100
+    peaks = {what: found.cost(what, "peak_mb") for what in ("reward", "ppo", "dpo")}
+    assert min(peaks, key=peaks.get) == "ppo" and peaks["ppo"] > found.cost("ppo", "libraries_mb") + 100
 
 
 def test_the_score_goes_on_rising_with_n_where_gold_has_stopped(recorded):
@@ -318,8 +330,7 @@ def test_only_what_is_missing_is_run_and_it_goes_where_it_belongs():
     assert jobs[0] == {"what": "reference"} and len({json.dumps(job) for job in jobs}) == len(jobs)
     for job in jobs[:5]:
         BENCH["add"](empty, job, job | {"found": 1})
-    BENCH["add"](empty, jobs[-1], {"seconds": 1})
-    assert BENCH["missing"](empty, jobs) == jobs[5:-1]
+    assert BENCH["missing"](empty, jobs) == jobs[5:]
 
 
 def test_a_record_is_kept_a_line_for_each_list():
