@@ -95,16 +95,18 @@ def share(reward: ArrayLike, kl: ArrayLike, front: Frontier) -> Interval:
     """A policy's share of what `front` allows at its KL, from its means a prompt, (prompts,) each.
 
     Beyond the frontier's last point only bounds are known: value and low are then of the most it can be, high of the
-    least. Prompts are resampled for policy and frontier together.
+    least. Prompts are resampled for policy and frontier together; a resample whose KL is not above 0 allows nothing,
+    and its share is infinite.
     """
     reward, kl = np.asarray(reward, dtype=float), np.asarray(kl, dtype=float)
     at = resampled(len(reward))
     rewards, kls = (np.concatenate([[x.mean()], x[at].mean(1)]) for x in (reward, kl))
-    found = np.array([(rewards[i] - front.draws[0, 1, i]) / np.array(front.gain(kls[i], i)) for i in range(len(kls))])
-    at_most, at_least = found.T  # divided by the least and by the most
-    return Interval(
-        float(at_least[0]), float(np.percentile(at_least[1:], 2.5)), float(np.percentile(at_most[1:], 97.5))
-    )
+    gains = rewards - front.draws[0, 1]
+    allowed = np.array([front.gain(distance, draw) for draw, distance in enumerate(kls)])  # (draws, 2): least and most
+    with np.errstate(divide="ignore", invalid="ignore"):
+        at_most, at_least = np.where(allowed > 0, gains[:, None] / allowed, np.copysign(np.inf, gains)[:, None]).T
+    low, high = np.percentile(at_least[1:], 2.5, method="lower"), np.percentile(at_most[1:], 97.5, method="higher")
+    return Interval(float(at_least[0]), float(low), float(high))
 
 
 class BestOfN(NamedTuple):

@@ -51,6 +51,15 @@ def test_beyond_the_frontiers_end_a_share_is_an_interval_from_the_bounds(world):
     assert got.low < got.value < 1 < got.high
 
 
+def test_a_kl_that_may_be_0_bounds_no_share(world):
+    """k1 estimates of a small KL can be negative on some resamples: that is said as inf, not as nan."""
+    ref, rewards, drawn = world
+    found = shares.frontier(drawn)
+    kl = np.where(np.arange(40) % 2 == 0, 1.0, -0.9)
+    got = shares.share((ref * rewards).sum(1) + 0.3, kl, found)
+    assert got.high == np.inf and np.isfinite([got.value, got.low]).all() and got.low < got.value
+
+
 def test_share_of_frontier_by_hand():
     # at KL 0.5 the line from (0, 1) to (1, 2) is at 1.5: half a gain of 0.5
     assert shares.share_of_frontier(1.25, 0.5, 1.0, [1.0, 2.0], [2.0, 2.5]) == pytest.approx(0.5)
