@@ -78,7 +78,8 @@ def reward_over_kl(panels: Sequence[Panel], *, bounds: Sequence[float] = ()) -> 
     over seeds with 95 % intervals over prompts, faint ones single seeds. `bounds` are those on the KL of best of n,
     drawn as a short line from its point.
     """
-    figure, grid = new_figure(5.4 * len(panels), 4.9, 1, len(panels))
+    width = 7.2 if len(panels) == 1 else 5.4 * len(panels)
+    figure, grid = new_figure(width, 4.9, 1, len(panels))
     told = []
     for axes, panel in zip(np.atleast_1d(grid), panels, strict=True):
         farthest = max(point.kl.high for points in panel.points.values() for point in points)
@@ -94,7 +95,7 @@ def reward_over_kl(panels: Sequence[Panel], *, bounds: Sequence[float] = ()) -> 
         axes.set_xlim(left=-0.03 * farthest)
         told.append(_told(panel))
     handles, names = np.atleast_1d(grid)[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper left", ncols=3, handlelength=2.0)
+    figure.legend(handles, names, loc="outside upper left", ncols=2 if len(panels) == 1 else 3, handlelength=2.0)
     return described(figure, f"Reward over KL from SFT. {' '.join(told)}")
 
 
