@@ -161,9 +161,7 @@ def snis_frontier(
                 f"beta {beta:g} leaves {1 / inverse_size:.1f} effective samples a prompt, fewer than "
                 f"{min_effective_samples:g}: sample more replies or ask for a larger beta"
             )
-        estimates = np.array([_snis(r, beta) for r in rewards])  # (prompts, 2): KL and reward
-        biases = np.array([_jackknife_bias(r, beta) for r in rewards])  # (prompts, 2)
-        corrected = estimates - biases
+        corrected, biases = np.stack([snis_estimate(r, beta) for r in rewards], axis=1)  # (prompts, 2) each
         low, high = np.percentile(corrected[resampled].mean(axis=1), tails, axis=0)
         (kl_mean, reward_mean), (kl_bias, reward_bias) = corrected.mean(axis=0), biases.mean(axis=0)
         kl_interval, reward_interval = (low[0], high[0]), (low[1], high[1])
@@ -172,6 +170,15 @@ def snis_frontier(
         )
     names = ("beta", "kl", "kl_low", "kl_high", "reward", "reward_low", "reward_high", "effective_samples")
     return _records(points, *names, "kl_bias", "reward_bias")
+
+
+def snis_estimate(rewards: np.ndarray, beta: float) -> tuple[np.ndarray, np.ndarray]:
+    """KL and reward of pi* for one prompt, as snis_frontier averages them, and the bias taken out of them: (2,) each.
+
+    rewards: (n,), of replies to the prompt that were sampled from the reference.
+    """
+    bias = _jackknife_bias(rewards, beta)
+    return _snis(rewards, beta) - bias, bias
 
 
 def _log_weights(rewards: np.ndarray, beta: float) -> np.ndarray:

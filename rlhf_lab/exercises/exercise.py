@@ -24,6 +24,7 @@ LESSONS = {
     6: "A reward model",
     7: "PPO on a Llama",
     8: "DPO on a Llama",
+    9: "RLHF against DPO",
 }
 
 _catalogue: dict[str, Exercise] = {}

@@ -1348,3 +1348,165 @@ def _(
     logps = logits.log_softmax(-1).gather(-1, tokens[..., None]).squeeze(-1)
     ratios = torch.exp(logps - old_logps)
     return -torch.min(ratios * advantages, torch.clamp(ratios, 1 - cliprange, 1 + cliprange) * advantages).mean()
+
+
+# --- lesson 09 ----------------------------------------------------------------------------------------------------
+
+
+@right("importance_weights")
+def _(rewards, beta):
+    weights = torch.tensor(rewards / beta).softmax(0)
+    return weights, 1 / weights.square().sum()
+
+
+@right("importance_weights")
+def _(rewards, beta):
+    raw = [math.exp((r - max(rewards)) / beta) for r in rewards]
+    return [w / sum(raw) for w in raw], sum(raw) ** 2 / sum(w**2 for w in raw)
+
+
+@wrong("importance_weights", "beta turned round")
+def _(rewards, beta):
+    raw = np.exp(beta * rewards)
+    return raw / raw.sum(), raw.sum() ** 2 / (raw**2).sum()
+
+
+@wrong("importance_weights", "exp overflows")
+def _(rewards, beta):
+    raw = np.exp(rewards / beta)
+    return raw / raw.sum(), raw.sum() ** 2 / (raw**2).sum()
+
+
+@wrong("importance_weights", "the largest weight alone")
+def _(rewards, beta):
+    weights = torch.tensor(rewards / beta).softmax(0)
+    return weights, 1 / max(weights)
+
+
+@wrong("importance_weights")
+def _(rewards, beta):
+    weights = torch.tensor(rewards / beta).softmax(0)
+    return weights, torch.exp(-(weights * weights.log()).sum())
+
+
+@right("share_of_frontier")
+def _(reward, kl, start, kls, rewards):
+    kls, rewards = [0, *kls], [start, *rewards]
+    i = next(j for j in range(1, len(kls)) if kls[j] >= kl)
+    slope = (rewards[i] - rewards[i - 1]) / (kls[i] - kls[i - 1])
+    return (reward - start) / (rewards[i - 1] + slope * (kl - kls[i - 1]) - start)
+
+
+@wrong("share_of_frontier", "levels in place of gains")
+def _(reward, kl, start, kls, rewards):
+    return reward / np.interp(kl, np.insert(kls, 0, 0), np.insert(rewards, 0, start))
+
+
+@wrong("share_of_frontier", "the start forgotten")
+def _(reward, kl, start, kls, rewards):
+    possible = np.interp(kl, kls, rewards)
+    return (reward - start) / (possible - start)
+
+
+@wrong("share_of_frontier")
+def _(reward, kl, start, kls, rewards):
+    possible = np.interp(kl, np.insert(kls, 0, 0), np.insert(rewards, 0, start))
+    return (possible - start) / (reward - start)
+
+
+@right("best_of_n_kl_bound")
+def _(n):
+    return np.log(n) - 1 + 1 / n
+
+
+@right("best_of_n_kl_bound")
+def _(n):
+    u = (np.arange(400_000) + 0.5) / 400_000
+    return (n * u ** (n - 1) * (np.log(n) + (n - 1) * np.log(u))).mean()
+
+
+@wrong("best_of_n_kl_bound", "log n alone")
+def _(n):
+    return torch.log(torch.tensor(float(n)))
+
+
+@wrong("best_of_n_kl_bound", "1 taken off")
+def _(n):
+    return np.log(n) - 1
+
+
+@wrong("best_of_n_kl_bound")
+def _(n):
+    return np.log(n - (n - 1) / n)
+
+
+@right("best_of_n_reward")
+def _(ref_probs, rewards, n):
+    from itertools import product
+
+    total = 0.0
+    for drawn in product(range(len(rewards)), repeat=n):
+        total += np.prod(ref_probs[list(drawn)]) * max(rewards[i] for i in drawn)
+    return total
+
+
+@right("best_of_n_reward")
+def _(ref_probs, rewards, n):
+    levels = sorted(set(rewards))
+    at_most = [sum(p for p, r in zip(ref_probs, rewards, strict=True) if r <= level) ** n for level in levels]
+    return sum(level * (a - b) for level, a, b in zip(levels, at_most, [0, *at_most[:-1]], strict=True))
+
+
+@wrong("best_of_n_reward", "not sorted by reward")
+def _(ref_probs, rewards, n):
+    at_most = np.cumsum(ref_probs) ** n
+    return rewards @ (at_most - np.concatenate([[0], at_most[:-1]]))
+
+
+@wrong("best_of_n_reward", "the worst of n")
+def _(ref_probs, rewards, n):
+    order = np.argsort(rewards)
+    at_least = 1 - np.insert(np.cumsum(ref_probs[order]), 0, 0)
+    return (at_least[:-1] ** n - np.clip(at_least[1:], 0, 1) ** n) @ rewards[order]
+
+
+@wrong("best_of_n_reward")
+def _(ref_probs, rewards, n):
+    return n * ref_probs @ rewards
+
+
+@right("mean_over_seeds")
+def _(values):
+    from scipy.stats import t
+
+    return (
+        np.mean(values),
+        *t.interval(0.95, len(values) - 1, np.mean(values), np.std(values, ddof=1) / len(values) ** 0.5),
+    )
+
+
+@wrong("mean_over_seeds", "1.96 in place of t")
+def _(values):
+    x = torch.tensor(values)
+    half = 1.96 * x.std() / len(x) ** 0.5
+    return x.mean(), x.mean() - half, x.mean() + half
+
+
+@wrong("mean_over_seeds", "the seeds' spread, not their mean's")
+def _(values):
+    from scipy.stats import t
+
+    half = t.ppf(0.975, len(values) - 1) * torch.tensor(values).std()
+    return np.mean(values), np.mean(values) - half, np.mean(values) + half
+
+
+@wrong("mean_over_seeds")
+def _(values):
+    return np.mean(values), min(values), max(values)
+
+
+wrong("weights_held", "the value forgotten")([40.5, 13.6, 27.0, 13.55])
+wrong("weights_held")([13.5, 13.5, 13.5, 13.5])
+wrong("dpos_reference", "no reference")("nowhere")
+wrong("choose_fixed_pairs", "the rejected replies thrown away")("sft")
+wrong("choose_live_reward", "DPO for everything")("these_pairs")
