@@ -99,6 +99,7 @@ MEASURED = {case: result for case, result in RECORD["cases"].items() if case not
 def test_the_record_says_when_and_with_what():
     assert set(RECORD) == {"cases", "date", "versions", "command"}
     assert {"torch", "transformers", "trl", "bitsandbytes"} <= set(RECORD["versions"])
+    assert pytest.approx(RECORD["cases"]["libraries"]["measured_mb"], rel=0.05) == memory.CPU_LIBRARIES_MB
     models = {case.split("/")[0] for case in MEASURED}
     assert models == {"smol", "llama-1b", "llama-2-7b", "llama-8b"}
     assert {case.split("/")[1] for case in MEASURED} == set(STAGES)
