@@ -1,6 +1,6 @@
 """How much of what is possible PPO reaches: gold itself as the reward, our engine and TRL 1.12's, on the tiny Llama.
 
-    python bench/ppo_quality.py [--coefficients 0.3 0.2] [--seeds 0 1 2] [--episodes 1920] [--jobs 2]
+    python bench/ppo_quality.py [--coefficients 0.25 0.2] [--seeds 0 1 2] [--episodes 2560] [--jobs 2]
 
 No policy at a given KL from SFT has more gold than the frontier there, which is estimated from replies sampled from SFT
 (self-normalised importance weights, rlhf_lab.exact.snis_frontier). A run's share is its gain over SFT divided by the
@@ -140,9 +140,9 @@ def show(result: dict) -> None:
 def main() -> None:
     """Run what is asked for, and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--coefficients", nargs="*", type=float, default=[0.3, 0.2])
+    parser.add_argument("--coefficients", nargs="*", type=float, default=[0.25, 0.2])
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
-    parser.add_argument("--episodes", type=int, default=1920)
+    parser.add_argument("--episodes", type=int, default=2560)
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at once, a thread each")
     parser.add_argument("--work", nargs=6, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -158,7 +158,11 @@ def main() -> None:
     if "frontier" not in result:
         result["frontier"] = frontier(policy)
     done = {(run["kl_coef"], run["seed"], run["engine"]) for run in result["runs"]}
-    wanted = [one for one in product(arguments.coefficients, arguments.seeds, ENGINES) if one not in done]
+    wanted = [
+        (coefficient, seed, engine)
+        for engine, coefficient, seed in product(reversed(ENGINES), arguments.coefficients, arguments.seeds)
+        if (coefficient, seed, engine) not in done
+    ]
 
     def run(coefficient: float, seed: int, engine: str) -> dict:
         with tempfile.TemporaryDirectory() as folder:

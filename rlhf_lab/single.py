@@ -13,7 +13,7 @@ from rlhf_lab import evaluate as ev
 from rlhf_lab.checks import check_profile_machine
 from rlhf_lab.data import load_demonstrations, load_preferences, load_prompts, parse_columns, split_rows
 from rlhf_lab.errors import UserError
-from rlhf_lab.fetch import fetch, fetch_model
+from rlhf_lab.fetch import fetch, fetch_model, profile_to_be_had
 from rlhf_lab.files import write_at_once
 from rlhf_lab.models import load_policy, load_reward_model, load_tokenizer, resolve
 from rlhf_lab.pipeline import HELPDESK, answer, compare_by_gold
@@ -69,7 +69,7 @@ def model_path(profile: Profile, model: str | None) -> str:
     if profile.name == "smol":
         return str(fetch("smol"))
     path = resolve(profile.model)
-    return path if Path(path).is_dir() else str(fetch_model(profile.model, profile.stand_in))
+    return path if Path(path).is_dir() else str(fetch_model(profile.model))
 
 
 def run_stage(
@@ -93,6 +93,7 @@ def run_stage(
 
     module = {"sft": sft, "reward": reward_stage, "ppo": ppo, "dpo": dpo}[stage]
     check_profile_machine(profile)
+    profile = profile if model else profile_to_be_had(profile)
     data = data or (TINY_DATA[stage] if profile.name == "tiny" else EXPLAIN)
     mapping = parse_columns(columns) if columns else None
     base = model_path(profile, model)
@@ -143,6 +144,7 @@ def run_pairs(
     """
     from rlhf_lab.report import write_report
 
+    profile = profile if model else profile_to_be_had(profile)
     rows = load_preferences(data or EXPLAIN, parse_columns(columns) if columns else None)
     test_rows = max(1, min(200, len(rows) // 5))
     how = {"data": data or EXPLAIN, "seed": seed, "force": force, "columns": columns, "output": None,
@@ -226,6 +228,7 @@ def evaluate_model(
     profile: Profile, *, model: str | None, data: Path | None, seed: int, output: Path | None, columns: str | None
 ) -> dict:
     """Gold by attribute on the help desk, or, for --data with pairs, the share whose chosen reply is likelier."""
+    profile = profile if model else profile_to_be_had(profile)
     path = model_path(profile, model)
     tokenizer = load_tokenizer(path)
     policy = load_policy(path, profile)
@@ -288,6 +291,7 @@ def compare_models(
 
 def chat_with(profile: Profile, *, model: str | None, seed: int) -> None:
     """Answer what is typed, with the conversation so far; an empty line ends."""
+    profile = profile if model else profile_to_be_had(profile)
     path = model_path(profile, model)
     tokenizer, policy = load_tokenizer(path), load_policy(path, profile)
     console.print(f"[bold]{path}[/bold]  (an empty line ends)", soft_wrap=True)

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from rlhf_lab import checks, fetch
 from rlhf_lab.errors import UserError
+from rlhf_lab.profiles import get_profile
 
 SMOL_TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 
@@ -376,14 +377,15 @@ def test_a_bug_is_not_dressed_up_as_a_network_fault(hub):
         fetch.fetch_model("owner/llama")
 
 
-def test_stand_in_for_a_gated_model(hub, snapshot, capsys):
-    hub(lambda hub_id: http_error(hub_errors.GatedRepoError, 401) if hub_id == "meta/llama" else snapshot)
-    assert fetch.fetch_model("meta/llama", stand_in="open/llama") == snapshot
+def test_stand_in_for_a_gated_model(hub, capsys):
+    hub(http_error(hub_errors.GatedRepoError, 401))
+    assert fetch.profile_to_be_had(get_profile("llama-1b")) is get_profile("smol")
     said = capsys.readouterr().out
-    assert "meta/llama: the model is gated" in said
-    assert "Going on with the ungated stand-in open/llama." in said
+    assert "meta-llama/Llama-3.2-1B: the model is gated" in said
+    assert "Going on with the ungated stand-in, profile 'smol'." in said
 
 
-def test_stand_in_that_fails_too(hub):
-    hub(no_network())
-    assert message_of(fetch.fetch_model, "meta/llama", stand_in="open/llama").startswith("open/llama: no model hub")
+def test_a_profile_that_can_be_had_stays(hub, snapshot):
+    hub(lambda hub_id: snapshot)
+    for name in ("tiny", "smol", "llama-1b"):
+        assert fetch.profile_to_be_had(get_profile(name)) is get_profile(name)

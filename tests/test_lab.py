@@ -151,7 +151,7 @@ def with_gpu(monkeypatch):
 
 
 def test_gated_weights_that_can_be_had_keep_the_profile(with_gpu, monkeypatch, tmp_path):
-    def have(hub_id, stand_in=None):
+    def have(hub_id):
         return tmp_path / hub_id.partition("/")[2]
 
     monkeypatch.setattr(fetch, "fetch_model", have)
@@ -162,7 +162,7 @@ def test_gated_weights_that_can_be_had_keep_the_profile(with_gpu, monkeypatch, t
 
 @pytest.mark.parametrize("name", [name for name, profile in PROFILES.items() if profile.stand_in])
 def test_a_stand_in_comes_with_its_own_settings_and_rows(with_gpu, monkeypatch, capsys, smol, name):
-    def refuse(hub_id, stand_in=None):
+    def refuse(hub_id):
         raise UserError("the model is gated", where=hub_id, fix="Accept its licence")
 
     monkeypatch.setattr(fetch, "fetch_model", refuse)

@@ -132,6 +132,13 @@ def test_prediction_agrees_with_the_record(case):
     assert predicted_for(case) == pytest.approx(MEASURED[case]["measured_mb"], rel=0.15)
 
 
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_profile_says_what_its_hungriest_stage_takes(name):
+    profile = get_profile(name)
+    hungriest = max(predicted_memory(profile, stage).total_mb for stage in STAGES)
+    assert profile.expected_memory_mb == pytest.approx(hungriest, rel=0.03)
+
+
 def test_checkpointing_and_shorter_rows_save_what_they_are_said_to_save():
     """Differences, in which libraries and weights play no part."""
     for less in ("smol/sft/checkpointed", "smol/sft"):

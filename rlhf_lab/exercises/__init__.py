@@ -1,4 +1,4 @@
-"""Graded exercises of lessons 00 to 04: check, hint, solution, progress.
+"""The lessons' graded exercises: check, hint, solution, progress.
 
     check("elo_probability", elo_probability)   # passed; or what went wrong, on the smallest input that shows it
     hint("elo_probability")                     # one more hint each time
