@@ -128,6 +128,32 @@ def prompts(seed: int) -> list:
     return [row["prompt"] for row in rows[start : start + 1000]]
 
 
+def value_of(policy_path: str, judge_path: str, profile):
+    """A value model for an engine that takes one: the reward model (Stiennon et al. 2020), with an adapter to train."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    value = inject_adapter_in_model(
+        LoraConfig(r=profile.lora_r, lora_alpha=profile.lora_alpha, target_modules=list(profile.lora_targets)),
+        classifier(policy_path, judge_path, profile),
+    )
+    for name, parameter in value.named_parameters():
+        parameter.requires_grad = "lora_" in name or name.startswith("score")
+    return value
+
+
+def classifier(policy_path: str, judge_path: str, profile):
+    """The reward model, or, where there is none, the policy with a head."""
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    from rlhf_lab.models import load_reward_model
+
+    if judge_path:
+        return load_reward_model(judge_path, profile)
+    torch.manual_seed(0)
+    return AutoModelForSequenceClassification.from_pretrained(policy_path, num_labels=1, dtype=torch.float32)
+
+
 def build(
     engine: str, case: str, seed: int, policy_path: str, judge_path: str, output: str, settings=None, gold: bool = False
 ):
@@ -136,7 +162,7 @@ def build(
     from datasets import Dataset
 
     from rlhf_lab.helpdesk.gold import gold_reward
-    from rlhf_lab.models import load_policy, load_reward_model, load_tokenizer, lora_config
+    from rlhf_lab.models import load_policy, load_tokenizer, lora_config
     from rlhf_lab.profiles import get_profile
 
     profile = get_profile(case.split(",")[0])
@@ -160,19 +186,13 @@ def build(
             processing_class=tokenizer,
             model=policy,
             reward_model=gold_of if gold else judge_path or length,
+            # A reward model's folder is also where the value starts; with a function it is said.
+            value_model=value_of(policy_path, judge_path, profile) if gold else None,
             train_dataset=Dataset.from_list([{"prompt": prompt} for prompt in conversations]),
             peft_config=lora_config(profile, "CAUSAL_LM"),
         )
     sys.path.insert(0, str(side_folder()))
-    from peft import LoraConfig, inject_adapter_in_model
-    from transformers import AutoModelForSequenceClassification
     from trl.experimental.ppo import PPOConfig, PPOTrainer
-
-    def classifier():
-        if judge_path:
-            return load_reward_model(judge_path, profile)
-        torch.manual_seed(0)
-        return AutoModelForSequenceClassification.from_pretrained(policy_path, num_labels=1, dtype=torch.float32)
 
     class GoldModule(torch.nn.Module):
         """The gold reward in the shape that TRL asks of a reward model: a backbone and a score of its states."""
@@ -195,12 +215,6 @@ def build(
             gold = torch.tensor([gold_reward(message, reply) for message, reply in pairs])
             return gold[:, None, None].expand(-1, states.shape[1], 1)
 
-    value = inject_adapter_in_model(
-        LoraConfig(r=profile.lora_r, lora_alpha=profile.lora_alpha, target_modules=list(profile.lora_targets)),
-        classifier(),
-    )
-    for name, parameter in value.named_parameters():
-        parameter.requires_grad = "lora_" in name or name.startswith("score")
     text = tokenizer.apply_chat_template(conversations, add_generation_prompt=True, tokenize=False)
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     tokenizer.padding_side = "left"
@@ -209,8 +223,8 @@ def build(
         processing_class=tokenizer,
         model=policy,
         ref_model=None,
-        reward_model=GoldModule(tokenizer) if gold else classifier(),
-        value_model=value,
+        reward_model=GoldModule(tokenizer) if gold else classifier(policy_path, judge_path, profile),
+        value_model=value_of(policy_path, judge_path, profile),
         train_dataset=Dataset.from_list([{"input_ids": row} for row in ids]),
         peft_config=lora_config(profile, "CAUSAL_LM"),
     )
