@@ -121,10 +121,17 @@ def execute(path: Path, timeout: int = 1200, profile: str | None = None) -> None
         cell.metadata.pop("execution", None)
         # Progress bars say how long it took this once.
         if cell.cell_type == "code":
-            cell.outputs = [o for o in cell.outputs if not (o.get("name") == "stderr" and "%|" in o.text)]
+            cell.outputs = [output for output in cell.outputs if "%|" not in _words(output)]
         for output in cell.get("outputs", []):
             output.get("data", {}).pop(WIDGET, None)
     nbformat.write(notebook, path)
+
+
+def _words(output) -> str:
+    """What a library wrote on stderr, or shows of a widget without a kernel."""
+    if output.get("name") == "stderr":
+        return output.text
+    return output.get("data", {}).get("text/plain", "") if output.output_type == "display_data" else ""
 
 
 def main() -> None:

@@ -88,6 +88,7 @@ def test_it_is_small_and_holds_nothing_that_changes_every_time(path):
     assert "widgets" not in notebook.metadata
     assert not [cell.id for cell in notebook.cells if "execution" in cell.metadata]
     assert not [cell.id for cell, output in outputs(notebook) if WIDGET in output.get("data", {})]
+    assert not [cell.id for cell, output in outputs(notebook) if any("%|" in text for text in texts(output))]
 
 
 @every_lesson
