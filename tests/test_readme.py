@@ -4,6 +4,9 @@ import json
 import re
 import runpy
 
+import numpy as np
+import pytest
+
 from rlhf_lab.profiles import PROFILES, REPO_ROOT
 from rlhf_lab.report import validate_scoreboard
 
@@ -48,6 +51,20 @@ def test_the_table_of_the_real_llama_is_what_was_kept():
 def test_the_table_of_ppo_beside_trl_is_what_was_measured():
     bench = runpy.run_path(str(REPO_ROOT / "bench" / "ppo_vs_trl.py"))
     assert bench["table"](json.loads(bench["RESULTS"].read_text(encoding="utf-8"))) in README
+
+
+def test_the_table_of_ppo_against_the_frontier_is_what_was_measured(monkeypatch):
+    monkeypatch.syspath_prepend(REPO_ROOT / "bench")
+    bench = runpy.run_path(str(REPO_ROOT / "bench" / "ppo_quality.py"))
+    kept = json.loads(bench["RESULTS"].read_text(encoding="utf-8"))
+    assert bench["table"](kept) in README
+    ours: dict[float, list] = {}
+    for run in kept["runs"]:
+        assert run["share"] == pytest.approx(bench["share"](run, kept["frontier"]))
+        if run["engine"] == "ours":
+            ours.setdefault(run["kl_coef"], []).append((run["share"], run["kl"]))
+    reached = [np.median(runs, axis=0) for runs in ours.values() if len(runs) == 3]
+    assert any(share >= 0.8 and 1 <= kl <= 3 for share, kl in reached)
 
 
 def test_every_file_it_links_to_is_there():
