@@ -94,9 +94,9 @@ def share_of_frontier(reward: float, kl: float, start: float, kls: ArrayLike, re
 def share(reward: ArrayLike, kl: ArrayLike, front: Frontier) -> Interval:
     """A policy's share of what `front` allows at its KL, from its means a prompt, (prompts,) each.
 
-    Beyond the frontier's last point only bounds are known: value and low are then of the most it can be, high of the
-    least. Prompts are resampled for policy and frontier together; a resample whose KL is not above 0 allows nothing,
-    and its share is infinite.
+    Beyond the frontier's last point only bounds are known: value and low are then of the smallest share that they
+    leave, high of the largest. Prompts are resampled for policy and frontier together; a resample whose KL is not above
+    0 allows nothing, and its share is infinite.
     """
     reward, kl = np.asarray(reward, dtype=float), np.asarray(kl, dtype=float)
     at = resampled(len(reward))
@@ -104,9 +104,10 @@ def share(reward: ArrayLike, kl: ArrayLike, front: Frontier) -> Interval:
     gains = rewards - front.draws[0, 1]
     allowed = np.array([front.gain(distance, draw) for draw, distance in enumerate(kls)])  # (draws, 2): least and most
     with np.errstate(divide="ignore", invalid="ignore"):
-        at_most, at_least = np.where(allowed > 0, gains[:, None] / allowed, np.copysign(np.inf, gains)[:, None]).T
-    low, high = np.percentile(at_least[1:], 2.5, method="lower"), np.percentile(at_most[1:], 97.5, method="higher")
-    return Interval(float(at_least[0]), float(low), float(high))
+        shares = np.where(allowed > 0, gains[:, None] / allowed, np.copysign(np.inf, gains)[:, None])
+    smallest, largest = shares.min(1), shares.max(1)  # of a loss the larger part is that of the lower frontier
+    low, high = np.percentile(smallest[1:], 2.5, method="lower"), np.percentile(largest[1:], 97.5, method="higher")
+    return Interval(float(smallest[0]), float(low), float(high))
 
 
 class BestOfN(NamedTuple):

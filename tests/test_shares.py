@@ -51,6 +51,18 @@ def test_beyond_the_frontiers_end_a_share_is_an_interval_from_the_bounds(world):
     assert got.low < got.value < 1 < got.high
 
 
+def test_a_loss_beyond_the_end_is_an_interval_too(world):
+    """By hand: the loss is 0.1 of every prompt's, so its share lies between those of the two bounds' gains."""
+    ref, rewards, drawn = world
+    found = shares.frontier(drawn)
+    kl = np.full(40, found.end + 1)
+    got = shares.share((ref * rewards).sum(1) - 0.1, kl, found)
+    loss = (ref * rewards).sum(1).mean() - 0.1 - found.start
+    bounds = sorted(loss / gain for gain in found.gain(found.end + 1))
+    assert got.value == pytest.approx(bounds[0])
+    assert got.low <= bounds[0] <= bounds[1] <= got.high < 0
+
+
 def test_a_kl_that_may_be_0_bounds_no_share(world):
     """k1 estimates of a small KL can be negative on some resamples: that is said as inf, not as nan."""
     ref, rewards, drawn = world
