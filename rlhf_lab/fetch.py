@@ -80,12 +80,13 @@ def fetch(name: str) -> Path:
     return target
 
 
-def profile_to_be_had(profile: Profile) -> Profile:
+def profile_to_be_had(profile: Profile, model: str | None = None) -> Profile:
     """`profile`, its gated weights fetched; or, where they cannot be, that of its ungated stand-in, after a sentence.
 
-    The whole profile, for precision, lengths and learning rates belong to the model that is trained.
+    The whole profile, for precision, lengths and learning rates belong to the model that is trained. Where a `model`
+    is named, the profile's own is not needed.
     """
-    if profile.stand_in is None or Path(profile.model).is_dir():
+    if model or profile.stand_in is None or Path(profile.model).is_dir():
         return profile
     try:
         fetch_model(profile.model)

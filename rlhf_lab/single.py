@@ -93,7 +93,7 @@ def run_stage(
 
     module = {"sft": sft, "reward": reward_stage, "ppo": ppo, "dpo": dpo}[stage]
     check_profile_machine(profile)
-    profile = profile if model else profile_to_be_had(profile)
+    profile = profile_to_be_had(profile, model)
     data = data or (TINY_DATA[stage] if profile.name == "tiny" else EXPLAIN)
     mapping = parse_columns(columns) if columns else None
     base = model_path(profile, model)
@@ -144,7 +144,8 @@ def run_pairs(
     """
     from rlhf_lab.report import write_report
 
-    profile = profile if model else profile_to_be_had(profile)
+    check_profile_machine(profile)  # before gigabytes are fetched
+    profile = profile_to_be_had(profile, model)
     rows = load_preferences(data or EXPLAIN, parse_columns(columns) if columns else None)
     test_rows = max(1, min(200, len(rows) // 5))
     how = {"data": data or EXPLAIN, "seed": seed, "force": force, "columns": columns, "output": None,
@@ -228,7 +229,7 @@ def evaluate_model(
     profile: Profile, *, model: str | None, data: Path | None, seed: int, output: Path | None, columns: str | None
 ) -> dict:
     """Gold by attribute on the help desk, or, for --data with pairs, the share whose chosen reply is likelier."""
-    profile = profile if model else profile_to_be_had(profile)
+    profile = profile_to_be_had(profile, model)
     path = model_path(profile, model)
     tokenizer = load_tokenizer(path)
     policy = load_policy(path, profile)
@@ -291,7 +292,7 @@ def compare_models(
 
 def chat_with(profile: Profile, *, model: str | None, seed: int) -> None:
     """Answer what is typed, with the conversation so far; an empty line ends."""
-    profile = profile if model else profile_to_be_had(profile)
+    profile = profile_to_be_had(profile, model)
     path = model_path(profile, model)
     tokenizer, policy = load_tokenizer(path), load_policy(path, profile)
     console.print(f"[bold]{path}[/bold]  (an empty line ends)", soft_wrap=True)
