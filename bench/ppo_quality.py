@@ -106,10 +106,10 @@ def frontier(policy_path: str) -> dict:
 
 def share(run: dict, front: dict) -> float:
     """Of the frontier's gain over SFT at the run's KL."""
-    kls, golds = (
-        [start] + [p[name] for p in front["points"]] for start, name in ((0.0, "kl"), (front["sft"], "reward"))
-    )
-    return (run["gold"] - front["sft"]) / (np.interp(run["kl"], kls, golds) - front["sft"])
+    from rlhf_lab.shares import share_of_frontier
+
+    kls, golds = ([point[name] for point in front["points"]] for name in ("kl", "reward"))
+    return share_of_frontier(run["gold"], run["kl"], front["sft"], kls, golds)
 
 
 def table(result: dict) -> str:
