@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from functools import cached_property
 from pathlib import Path
@@ -166,12 +166,18 @@ def results_table(profile: str, measured: Mapping[str, float | Interval], kept: 
         }
     labels = list(dict.fromkeys(label for values in columns.values() for label in values))
     rows = [["", *columns], *([label, *(_shown(values.get(label)) for values in columns.values())] for label in labels)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = [as_text(rows, gap=3)]
     for name, record in kept.items():
         versions = ", ".join(f"{library} {number}" for library, number in record["versions"].items())
         lines.append(f"{name}: recorded {record['date']}, {record['machine']}; {versions}")
     return "\n".join(lines)
+
+
+def as_text(rows: Sequence[Sequence[str]], gap: int = 2) -> str:
+    """Rows of cells in columns of even width, `gap` spaces apart."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    padded = ((" " * gap).join(map(str.ljust, row, widths)) for row in rows)
+    return "\n".join(line.rstrip() for line in padded)
 
 
 def _shown(value: float | Interval | None) -> str:

@@ -327,13 +327,6 @@ def _above(record: Record, what: str) -> float:
     return record.cost(what, "peak_mb") - record.cost(what, "libraries_mb")
 
 
-def as_text(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of cells in columns of even width."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    padded = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
-    return "\n".join(line.rstrip() for line in padded)
-
-
 # ---- what it says ----
 
 

@@ -10,6 +10,7 @@ from scipy import stats
 
 from rlhf_lab import shares, versus
 from rlhf_lab.errors import UserError
+from rlhf_lab.lab import as_text
 from rlhf_lab.profiles import REPO_ROOT, get_profile
 
 BENCH = runpy.run_path(str(REPO_ROOT / "bench" / "record_versus.py"))
@@ -186,7 +187,7 @@ def test_the_comparison_says_what_was_measured(record):
     # normal rewards: the frontier's gain is sqrt(2 KL), so at KL 1 PPO has 1.1 / 1.41
     assert float(table["share of the frontier"][0].split()[0]) == pytest.approx(1.1 / np.sqrt(2), abs=0.05)
     assert table["gold's spread over seeds"][0].startswith("0.10 [0.05, 0.63]")
-    assert len({len(row) for row in rows}) == 1 and versus.as_text(rows).count("\n") == len(rows) - 1
+    assert len({len(row) for row in rows}) == 1 and as_text(rows).count("\n") == len(rows) - 1
 
 
 def test_one_seed_is_said_to_be_one(record):
