@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -22,7 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from rlhf_lab.files import write_at_once
-from rlhf_lab.memory import STAGES, LlamaShape, return_freed_memory
+from rlhf_lab.memory import STAGES, LlamaShape, peak_resident_mb, return_freed_memory
 from rlhf_lab.profiles import get_profile
 from rlhf_lab.shrunk import keep_weights_in_place, on_cpu, shrunk_model
 from rlhf_lab.stages.common import library_versions
@@ -86,7 +85,7 @@ def measure(case: str, work: Path) -> dict:
 
         from rlhf_lab.ppo import PPOTrainer  # noqa: F401
 
-        return {"measured_mb": peak_mb()}
+        return {"measured_mb": round(peak_resident_mb(), 1)}
     keep_weights_in_place()
     if case != HEAP:
         return_freed_memory()
@@ -116,13 +115,8 @@ def measure(case: str, work: Path) -> dict:
         "reply_length": REPLY,
         "vocab_size": LlamaShape.of(model).vocab_size,
         "settings": settings,
-        "measured_mb": peak_mb(),
+        "measured_mb": round(peak_resident_mb(), 1),
     }
-
-
-def peak_mb() -> float:
-    """This process's largest resident set so far, in 10^6 bytes."""
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6, 1)
 
 
 def run(case: str, work: Path) -> dict:

@@ -24,6 +24,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -230,6 +231,15 @@ def return_freed_memory() -> None:
     """
     with contextlib.suppress(OSError, AttributeError):  # another system, another C library
         ctypes.CDLL("libc.so.6").mallopt(M_MMAP_THRESHOLD, ONE_MB)
+
+
+def peak_resident_mb() -> float:
+    """This process's largest resident set so far, on Linux, of its own program alone.
+
+    getrusage's ru_maxrss would begin at what the process that started it had held.
+    """
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)[1]) * 1024 / MB
 
 
 class _Plan:

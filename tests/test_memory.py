@@ -148,10 +148,10 @@ def test_checkpointing_and_shorter_rows_save_what_they_are_said_to_save():
 
 
 MEASURE = """
-import re, sys
+import sys
 from pathlib import Path
 from rlhf_lab.data import check_tokens
-from rlhf_lab.memory import return_freed_memory
+from rlhf_lab.memory import peak_resident_mb, return_freed_memory
 from rlhf_lab.models import load_tokenizer
 from rlhf_lab.shrunk import on_cpu, shrunk_model
 from rlhf_lab.stages import sft
@@ -164,9 +164,7 @@ profile = on_cpu("llama-2-7b", base, max_length=256, quantisation=None)
 settings = {"max_steps": 1, "per_device_train_batch_size": 16, "gradient_accumulation_steps": 1}
 sft.run(profile, rows, {"model": base}, Path(sys.argv[1]) / "sft", settings=settings)
 longest = max(check_tokens(rows, load_tokenizer(base), 256, "rows"))
-# Of this program alone: ru_maxrss begins at what the process that started it held, pytest and all.
-high_water = re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]
-print(longest, int(high_water) * 1024 / 1e6)
+print(longest, peak_resident_mb())
 """
 
 
