@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Tests in this many processes, a lesson or a file at a time, each of one thread: more threads make small models slower.
+PROCESSES ?= 2
 
 .PHONY: help run test lab notebooks colab bench
 
@@ -30,10 +32,10 @@ run: $(STAMP)
 	@$(BIN)/rlhf-lab run
 
 test: $(STAMP)
-	@echo "Lint, then every test, then every cell of the lessons; those tagged nbval-check-output are compared."
+	@echo "Lint, then every cell of the lessons (those tagged nbval-check-output are compared) and every test."
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	@$(BIN)/python -m pytest
-	@$(BIN)/python -m pytest --nbval-lax --nbval-current-env notebooks
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbval-lax --nbval-current-env notebooks tests \
+		--numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
 lab: $(STAMP)
 	@echo "Opening JupyterLab; Ctrl-C here closes it."

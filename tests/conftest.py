@@ -13,7 +13,7 @@ TINY_LLAMA = DATA_DIR / "tiny-llama"
 def _threads():
     import torch
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture

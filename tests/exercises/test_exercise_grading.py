@@ -58,7 +58,7 @@ def stub_that_raises(a, b):
         stub_that_returns_it,
         stub_that_raises,
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_an_untouched_stub_is_not_tried_yet_and_no_attempt(answer, data_folder):
     verdict = check("elo_probability", answer)
