@@ -9,6 +9,7 @@ import numpy as np
 from rlhf_lab.evaluate import Interval
 from rlhf_lab.figures.base import ERROR_BARS, FAINT, INK, LabFigure, described, legend_above, new_figure, spread, styled
 
+HALO = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.8}  # a line may pass behind a word
 # Okabe and Ito's, told apart by marker and dash too.
 LINES = (("#0072B2", "o", "-"), ("#D55E00", "s", "--"), ("#009E73", "^", "-."), ("#CC79A7", "D", ":"))
 
@@ -44,7 +45,7 @@ def lines(
         axes.axhline(level[0], color=FAINT, linestyle="--", linewidth=1.2)
         axes.annotate(
             level[1], (1, level[0]), (-3, 4), xycoords=axes.get_yaxis_transform(), textcoords="offset points",
-            color=FAINT, ha="right", fontsize=9,
+            color=FAINT, ha="right", fontsize=9, bbox=HALO,
         )  # fmt: skip
         told.append(f"{level[1]} is {level[0]:.3g}")
     if logx:
@@ -82,7 +83,7 @@ def dots(
         axes.axvline(level[0], color=FAINT, linestyle="--", linewidth=1.2)
         axes.annotate(
             level[1], (level[0], 1), (4, -2), xycoords=axes.get_xaxis_transform(), textcoords="offset points",
-            color=FAINT, va="top", fontsize=9,
+            color=FAINT, va="top", fontsize=9, bbox=HALO,
         )  # fmt: skip
         told.append(f"{level[1]} is {level[0]:.3g}")
     axes.set_yticks(range(len(rows)), rows, color=INK)
