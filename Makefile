@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # Tests in this many processes, a lesson or a file at a time, each of one thread: more threads make small models slower.
+# Bars move every ten seconds: nbval reads a cell's messages only when it has ended, and many of them are lost by then.
 PROCESSES ?= 2
 
 .PHONY: help run test lab notebooks colab bench
@@ -34,7 +35,7 @@ run: $(STAMP)
 test: $(STAMP)
 	@echo "Lint, then every cell of the lessons (those tagged nbval-check-output are compared) and every test."
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbval-lax --nbval-current-env notebooks tests \
+	@OMP_NUM_THREADS=1 TQDM_MININTERVAL=10 $(BIN)/python -m pytest --nbval-lax --nbval-current-env notebooks tests \
 		--numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
 lab: $(STAMP)

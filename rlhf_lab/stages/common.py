@@ -354,12 +354,13 @@ def run_trainer(trainer, description: str) -> list[dict]:
     Goes on from the last whole checkpoint in the trainer's output folder if there is one. Ctrl-C ends the step under
     way, writes a checkpoint and raises InterruptedTraining.
     """
-    from transformers.trainer_callback import PrinterCallback, ProgressCallback
+    from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
+    from transformers.trainer_callback import PrinterCallback
 
     from rlhf_lab.stages.callbacks import SealCheckpoints, StageProgress, StopOnRequest
 
     stop = StopOnRequest()
-    for callback in (ProgressCallback, PrinterCallback):
+    for callback in (DEFAULT_PROGRESS_CALLBACK, PrinterCallback):  # in a notebook the first is another one
         trainer.remove_callback(callback)
     trainer.add_callback(StageProgress(description))
     trainer.add_callback(stop)
