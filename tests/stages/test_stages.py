@@ -175,3 +175,20 @@ def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_goes_on(stage, folder, 
     result = run(TINY, data, inputs, output, settings=settings)
     assert [entry["step"] for entry in result.history if "step" in entry][-1] == 3
     assert not (folder / f".interrupted-{stage}.partial").exists()
+
+
+def test_in_a_notebook_a_stage_shows_its_own_bar_and_no_other(folder, monkeypatch):
+    """There transformers' trainer begins with another callback, a table that is sent anew with each step."""
+    from transformers.utils.notebook import NotebookProgressCallback
+
+    shown = []
+
+    class InANotebook(NotebookProgressCallback):
+        def on_train_begin(self, *_, **__):
+            shown.append("a table")
+
+        on_step_end = on_log = on_train_end = on_train_begin
+
+    monkeypatch.setattr("transformers.trainer.DEFAULT_PROGRESS_CALLBACK", InANotebook)
+    sft.run(TINY, HELPDESK / "sft.jsonl", {"model": BASE}, folder / "in-a-notebook", settings=FEW | {"max_steps": 1})
+    assert shown == []
