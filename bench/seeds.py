@@ -76,7 +76,10 @@ def main() -> None:
     SCOREBOARDS.mkdir(parents=True, exist_ok=True)
     for seed in sys.argv[1:] or ("0", "1", "2"):
         subprocess.run([sys.executable, "-m", "rlhf_lab.cli", "run", "--seed", seed], cwd=ROOT, check=True)
-        shutil.copy(ROOT / "runs" / f"tiny-seed{seed}" / "scoreboard.json", SCOREBOARDS / f"tiny-seed{seed}.json")
+        run = ROOT / "runs" / f"tiny-seed{seed}"
+        shutil.copy(run / "scoreboard.json", SCOREBOARDS / f"tiny-seed{seed}.json")
+        if seed == "0":  # the README's picture
+            shutil.copy(run / "figures" / "gold_by_attribute.png", ROOT / "docs" / "attributes.png")
     print(table(), *missed(), sep="\n")
 
 
