@@ -3,7 +3,7 @@
     python bench/seeds.py [SEED ...]
 
 Runs `rlhf-lab run --seed N` for each (what is cached is not trained again), keeps the scoreboards in docs/scoreboards,
-and prints the table in Markdown. tests/test_readme.py holds the README to those files, and lesson 00 prints them: execute
+and prints the table in Markdown. tests/test_readme.py holds the README to those files. Lesson 00 prints them: execute
 it again (`python -m rlhf_lab.lessons notebooks/00_start_here.ipynb`).
 """
 
