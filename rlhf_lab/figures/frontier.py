@@ -32,6 +32,7 @@ METHODS = {
     "best of n": Look("best of n by the reward model, n", "#E69F00", "v", ""),
 }
 NAMES_TO = {"ppo": -45, "dpo": -90, "dpo+sft": 0, "best of n": 135}  # degrees from the marker, the first that is tried
+FRONTIER = "frontier"  # the id of its lines, the dotted ones beyond it too
 FAR = 1.5  # points beyond this many times the frontier's end stand on a scale of their own
 
 
@@ -137,7 +138,7 @@ def _limits(parts: Sequence, panel: Panel, last: float, beyond: np.ndarray) -> N
 def _frontier(axes, front: Frontier, upto: float) -> None:
     curve = front.points
     kls, rewards = np.append(0.0, curve.kl), np.append(front.start, curve.reward)
-    axes.plot(kls, rewards, color=INK, linewidth=2.0, label="frontier: the most any policy can have")
+    axes.plot(kls, rewards, color=INK, linewidth=2.0, gid=FRONTIER, label="frontier: the most any policy can have")
     axes.fill_between(
         kls, np.append(front.start, curve.reward_low), np.append(front.start, curve.reward_high),
         color=FAINT, alpha=0.22, linewidth=0, label="its 95 % interval",
@@ -145,7 +146,7 @@ def _frontier(axes, front: Frontier, upto: float) -> None:
     if upto > front.end:
         ends = [sum(bound) for bound in zip(front.gain(upto), (front.start,) * 2, strict=True)]
         for height in ends:
-            axes.plot([front.end, upto], [curve.reward[-1], height], ":", color=INK, linewidth=1.4)
+            axes.plot([front.end, upto], [curve.reward[-1], height], ":", color=INK, linewidth=1.4, gid=FRONTIER)
 
 
 def _method(axes, style: Look, points: Sequence[Point]) -> None:
@@ -172,7 +173,7 @@ def _names(axes, panel: Panel) -> None:
         taken.append(((kl.low, reward.value), (kl.high, reward.value), 2.0))
         taken.append(((kl.value, reward.low), (kl.value, reward.high), 2.0))
     for line in axes.lines:
-        if line.get_linestyle() in ("-", ":") and line.get_color() == INK:  # the frontier, and beyond it
+        if line.get_gid() == FRONTIER:
             x, y = line.get_data()
             here = np.linspace(max(x[0], left), max(left, min(x[-1], right)), 120)
             taken += [(place, place, 1.0) for place in zip(here, np.interp(here, x, y), strict=True)]
